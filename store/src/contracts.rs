@@ -1,0 +1,222 @@
+//! The five contracts. Keys are UTF-8 strings chosen by the caller; times are durations from now; no call waits longer than the store's deadline.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::time::Duration;
+
+/// What every store call returns.
+pub type StoreResult<T> = Result<T, StoreError>;
+
+/// Why a store call gave no answer. All but `Url` and `Corrupt` may pass by themselves: the caller goes on without the store.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// The back end is not reachable, or the breaker around it is open.
+    #[error("store away: {0}")]
+    Away(String),
+    /// No answer within the deadline. Whether the call took effect is not known.
+    #[error("store gave no answer within {0:?}")]
+    Late(Duration),
+    /// The back end answered with something that this version can not read.
+    #[error("store gave an unreadable answer: {0}")]
+    Corrupt(String),
+    /// The URL or an option is wrong.
+    #[error("store address: {0}")]
+    Url(String),
+}
+
+/// How a networked store is spoken to.
+#[derive(Debug, Clone)]
+pub struct StoreOptions {
+    /// First part of every key (and of every channel).
+    pub prefix: String,
+    /// The longest that one call may take.
+    pub deadline: Duration,
+    /// The longest wait for a connection.
+    pub connect_timeout: Duration,
+    /// Failures in a row that open the breaker around the store.
+    pub breaker_failures: u32,
+    /// How long the breaker stays open before one probe is let through.
+    pub breaker_open: Duration,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        StoreOptions {
+            prefix: "weir:".into(),
+            deadline: Duration::from_millis(50),
+            connect_timeout: Duration::from_secs(1),
+            breaker_failures: 5,
+            breaker_open: Duration::from_millis(500),
+        }
+    }
+}
+
+/// A stored value and what is left of its life.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// The value as it was put.
+    pub value: Bytes,
+    /// Time until it expires.
+    pub ttl: Duration,
+}
+
+/// Values with a time to live.
+#[async_trait]
+pub trait Blobs: Send + Sync {
+    /// The value under `key`, if it has not expired. One round trip.
+    async fn get(&self, key: &str) -> StoreResult<Option<Blob>>;
+    /// Stores `value` for `ttl`. With `fence`, the write is refused (`false`) when a value with a higher fence is, or within
+    /// the last `ttl` was, under the key: a writer that slept through its lease can not overwrite a newer one.
+    async fn put(&self, key: &str, value: Bytes, ttl: Duration, fence: Option<u64>) -> StoreResult<bool>;
+    /// Removes the keys; the number that existed. The fence marks stay.
+    async fn delete(&self, keys: &[String]) -> StoreResult<u64>;
+}
+
+/// A lease that was won.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// What was locked.
+    pub key: String,
+    /// The random token that proves ownership.
+    pub owner: String,
+    /// Rises with every acquisition of this key, for fencing.
+    pub fence: u64,
+}
+
+/// Leases with compare-and-delete release.
+#[async_trait]
+pub trait Locks: Send + Sync {
+    /// Takes the lock for `lease` if it is free; `None` if another holds it.
+    async fn acquire(&self, key: &str, lease: Duration) -> StoreResult<Option<Lease>>;
+    /// Prolongs a lease that is still ours to `lease` from now; `false` if it was lost.
+    async fn renew(&self, held: &Lease, lease: Duration) -> StoreResult<bool>;
+    /// Gives the lock back if it is still ours; `false` if it was lost.
+    async fn release(&self, held: &Lease) -> StoreResult<bool>;
+}
+
+/// One window of one limit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Take {
+    /// Names the counter, window included.
+    pub key: String,
+    /// How much to take.
+    pub cost: u64,
+    /// The most that the counter may reach.
+    pub limit: u64,
+    /// When the counter vanishes, from its first use.
+    pub ttl: Duration,
+}
+
+/// What became of a set of takes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Taken {
+    /// Whether all limits allowed it. If not, none was charged.
+    pub allowed: bool,
+    /// The counters' values after the call, in the order of the takes.
+    pub values: Vec<u64>,
+}
+
+/// Numbers that expire.
+#[async_trait]
+pub trait Counters: Send + Sync {
+    /// Charges all takes, or none if one would pass its limit; atomic over all of them and over all instances.
+    async fn take(&self, takes: &[Take]) -> StoreResult<Taken>;
+    /// Adds `by` without a limit; the new value.
+    async fn add(&self, key: &str, by: u64, ttl: Duration) -> StoreResult<u64>;
+    /// The value now, 0 if there is none.
+    async fn peek(&self, key: &str) -> StoreResult<u64>;
+}
+
+/// The state in which `begin` found a key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Begun {
+    /// The caller is the first: it must `complete` or `abandon`, and `renew` while it works.
+    Owner(Lease),
+    /// Another works on it now. `fingerprint` is that one's.
+    InFlight {
+        /// Of the request that works.
+        fingerprint: String,
+    },
+    /// It is done; here is what was stored.
+    Done {
+        /// Of the request that did it.
+        fingerprint: String,
+        /// What was stored.
+        value: Bytes,
+    },
+    /// An owner vanished after `acting`: whether the effect took place is not known.
+    Unknown {
+        /// Of the request that vanished.
+        fingerprint: String,
+    },
+}
+
+/// One effect per key, across instances and crashes.
+///
+/// ```text
+/// (none) ─begin─► begun ─acting─► acting ─complete─► done (kept for ttl)
+///                   │  lease over: (none)   │ lease over: unknown (kept for ttl)
+///                   └─abandon─► (none)      └─abandon─► (none)
+/// ```
+#[async_trait]
+pub trait Ledger: Send + Sync {
+    /// Enters `key`. `lease` bounds how long a silent owner keeps it, `ttl` how long an unknown outcome is remembered.
+    async fn begin(&self, key: &str, fingerprint: &str, lease: Duration, ttl: Duration) -> StoreResult<Begun>;
+    /// Marks that from now on the effect may take place. `false`: no longer the owner, do not act.
+    async fn acting(&self, owner: &Lease, lease: Duration) -> StoreResult<bool>;
+    /// Prolongs the lease. `false`: no longer the owner.
+    async fn renew(&self, owner: &Lease, lease: Duration) -> StoreResult<bool>;
+    /// Stores the outcome for `ttl` and tells the waiters. `false`: no longer the owner, nothing was stored.
+    async fn complete(&self, owner: &Lease, value: Bytes, ttl: Duration) -> StoreResult<bool>;
+    /// Frees the key: nothing took effect. `false`: no longer the owner.
+    async fn abandon(&self, owner: &Lease) -> StoreResult<bool>;
+    /// Returns when `key` was completed or abandoned, or after `at_most`; a hint: call `begin` again.
+    async fn wait(&self, key: &str, at_most: Duration) -> StoreResult<()>;
+}
+
+/// What a subscriber receives.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Message {
+    /// A payload, as published.
+    Data(Bytes),
+    /// Messages may have been lost before this point (reconnect, or the subscriber was too slow).
+    Gap,
+}
+
+/// A running subscription; dropping it ends it.
+pub struct Subscription {
+    /// Messages in order.
+    pub messages: tokio::sync::mpsc::Receiver<Message>,
+}
+
+/// Messages to every instance, this one included; at most once.
+#[async_trait]
+pub trait Bus: Send + Sync {
+    /// Sends `payload` to all who subscribed to `channel` now.
+    async fn publish(&self, channel: &str, payload: Bytes) -> StoreResult<()>;
+    /// Subscribes. Works while the back end is away: messages begin when it is back, after a [`Message::Gap`].
+    async fn subscribe(&self, channel: &str) -> StoreResult<Subscription>;
+}
+
+/// Whether the back end answers.
+pub trait Health: Send + Sync {
+    /// `memory`, `redis`, `redis+sentinel` or `redis+cluster`.
+    fn kind(&self) -> &'static str;
+    /// The address without credentials.
+    fn address(&self) -> String;
+    /// `Ok` when the last calls were answered; else why not.
+    fn check(&self) -> Result<(), String>;
+    /// Calls made, calls that failed, and times that the breaker opened, since the start.
+    fn totals(&self) -> StoreTotals;
+}
+
+/// Sums since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StoreTotals {
+    /// Calls made.
+    pub calls: u64,
+    /// Calls that failed or came late.
+    pub failures: u64,
+    /// Times the breaker opened.
+    pub breaker_opened: u64,
+}

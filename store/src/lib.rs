@@ -1,0 +1,54 @@
+//! What several Weirs must share, or what must survive one of them: five small contracts and the back ends that carry them.
+//!
+//! | contract | what it keeps | used by |
+//! |---|---|---|
+//! | [`Blobs`] | values with a time to live | cache entries, warm-up marks |
+//! | [`Locks`] | leases with an owner token and a fencing number | one fill per key, one warm-up at a time |
+//! | [`Counters`] | numbers that expire | rate limits |
+//! | [`Ledger`] | one effect per key: begun, done, or unknown | idempotency |
+//! | [`Bus`] | messages to every instance | fill done, purge, logout |
+//!
+//! Every back end passes the one suite in `tests/contract.rs`.
+
+mod contracts;
+pub mod memory;
+pub mod redis;
+
+pub use contracts::*;
+
+use std::sync::Arc;
+
+/// One opened store: all five contracts over one back end.
+#[derive(Clone)]
+pub struct Store {
+    /// Values with a time to live.
+    pub blobs: Arc<dyn Blobs>,
+    /// Leases.
+    pub locks: Arc<dyn Locks>,
+    /// Expiring numbers.
+    pub counters: Arc<dyn Counters>,
+    /// One effect per key.
+    pub ledger: Arc<dyn Ledger>,
+    /// Messages between instances.
+    pub bus: Arc<dyn Bus>,
+    /// Whether the back end answers, for readiness and metrics.
+    pub health: Arc<dyn Health>,
+}
+
+impl Store {
+    /// The embedded store: this process only, nothing survives it.
+    pub fn memory() -> Store {
+        memory::open()
+    }
+
+    /// Opens the store that `url` names (`memory`, `redis://`, `rediss://`, `redis+sentinel://host:port,host:port/master`,
+    /// `redis+cluster://host:port,host:port`). A Redis that is away is no error: the store opens degraded and reconnects by itself.
+    ///
+    /// Errors: only for a URL that can not be read.
+    pub async fn open(url: &str, options: &StoreOptions) -> Result<Store, StoreError> {
+        match url {
+            "memory" | "memory:" | "memory://" => Ok(Store::memory()),
+            _ => redis::open(url, options).await,
+        }
+    }
+}
