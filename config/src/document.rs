@@ -1,0 +1,588 @@
+//! The typed document: what a configuration says, after expansion, checks and flattening.
+
+use crate::{Millis, Node, Secret, Size, Span, Span as Place};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use std::time::Duration;
+
+/// A whole configuration.
+#[derive(Debug, Clone)]
+pub struct Document {
+    /// Where shared state lives: `memory`, or a Redis URL (see `weir_store::Store::open`).
+    pub store: StoreConfig,
+    /// The page cache's door, if there is one.
+    pub edge: Option<Edge>,
+    /// The gateway's door and entities, if there is one.
+    pub gateway: Option<Gateway>,
+    /// The warm-up schedule.
+    pub warm_up: Option<WarmUp>,
+    /// Admin listener; a default one is made when the section is missing.
+    pub admin: Admin,
+    /// The process: threads, limits, deadlines.
+    pub server: Server,
+}
+
+/// `store:` — a URL, or a mapping with a URL and its settings.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StoreConfig {
+    /// `memory`, `redis://host:6379/0`, `rediss://…`, `redis+sentinel://host:port,host:port/master` or `redis+cluster://host:port,…`.
+    pub url: Secret,
+    /// First part of every key in Redis.
+    #[serde(default = "d_prefix")]
+    pub prefix: String,
+    /// The longest that one call may take before Weir goes on without the store.
+    #[serde(default = "d_store_deadline")]
+    pub deadline: Millis,
+}
+
+/// `edge:` — the door that caches pages.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Edge {
+    /// Address to listen on.
+    #[serde(default = "d_edge_listen")]
+    pub listen: String,
+    /// The site: `http://host:port` or `https://…`, or the name of an upstream of the gateway section.
+    pub origin: String,
+    /// Host names that are served; others get 421. Empty: any.
+    #[serde(default)]
+    pub hosts: Vec<String>,
+    /// The one host name that keys and fills use, when several names show the same site. Default: the request's own, lower-cased.
+    #[serde(default)]
+    pub canonical_host: Option<String>,
+    /// First part of every cache key: a new value is a purge of everything.
+    #[serde(default)]
+    pub deployment: String,
+    /// What may be cached. The most specific path wins.
+    #[serde(default)]
+    pub pages: Vec<PageRule>,
+    /// A token for visitors who have none.
+    #[serde(default)]
+    pub guests: Option<Guests>,
+    /// Cookies that mean "this visitor is signed in" (beside an `Authorization` header).
+    #[serde(default = "d_session_cookies")]
+    pub session_cookies: Vec<String>,
+    /// Where `/api` goes: `gateway` (this process), an `http://` URL of a gateway elsewhere, or `origin`.
+    #[serde(default)]
+    pub api: ApiTarget,
+    /// Path prefix of the API.
+    #[serde(default = "d_api_prefix")]
+    pub api_prefix: String,
+    /// Which diagnostic headers answers carry.
+    #[serde(default)]
+    pub headers: CacheHeaders,
+    /// Query keys dropped from every page key and fill, beside the built-in tracking parameters.
+    #[serde(default)]
+    pub ignore_query: Vec<String>,
+    /// Let `Upgrade` requests (WebSocket) through to the origin.
+    #[serde(default)]
+    pub upgrades: bool,
+}
+
+/// Switches for `X-Cache-*`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct CacheHeaders {
+    /// `X-Cache-Status`, `X-Cache-Age` and `X-Cache-TTL`.
+    pub status: bool,
+    /// `X-Cache-Key`. Shows how keys are made; off where that is nobody's business.
+    pub key: bool,
+    /// `Cache-Status` (RFC 9211).
+    pub cache_status: bool,
+}
+
+/// One entry of `pages:`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PageRule {
+    /// `/exact`, `/one/*` (one segment) or `/all/**` (`/all` and everything below).
+    pub path: String,
+    /// `never` keeps the page out of the cache.
+    #[serde(default)]
+    pub cache: CacheSwitch,
+    /// A duration (Weir decides) or `origin` (the response's own fields decide, RFC 9111).
+    #[serde(default = "d_page_ttl")]
+    pub ttl: Ttl,
+    /// Query keys that belong to the page: kept in the key, sorted, and forwarded. All others are dropped from both.
+    #[serde(default)]
+    pub query: Vec<String>,
+    /// After the TTL, how long the old page may be served while a new one is fetched.
+    #[serde(default)]
+    pub stale_while_revalidate: Option<Millis>,
+    /// After the TTL, how long the old page may be served when the origin fails.
+    #[serde(default)]
+    pub stale_if_error: Option<Millis>,
+    /// Tags for purging, beside those that the response names.
+    #[serde(default)]
+    pub tags: Vec<String>,
+    /// Signed-in visitors: `bypass` the cache, or `share` the anonymous page.
+    #[serde(default)]
+    pub signed_in: SignedIn,
+    /// A token that fills of this rule carry as `Authorization: Bearer`. Fills never carry a visitor's.
+    #[serde(default)]
+    pub fill_token: Option<Secret>,
+    /// With a `ttl` duration: cache even when the response says `private`, `no-store` or `no-cache`. Say it only of pages that are the same for everyone.
+    #[serde(default)]
+    pub override_cache_control: bool,
+    /// Largest body that is stored.
+    #[serde(default = "d_max_page")]
+    pub max_size: Size,
+}
+
+/// `cache:` of a page rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CacheSwitch {
+    /// Cache what the gate allows.
+    #[default]
+    On,
+    /// Always ask the origin.
+    Never,
+}
+
+/// Who decides how long a page is fresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ttl {
+    /// This long, whatever the response says of freshness.
+    For(Duration),
+    /// What the response says.
+    Origin,
+}
+
+/// What signed-in visitors get.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum SignedIn {
+    /// Their own answer from the origin.
+    #[default]
+    Bypass,
+    /// The same page as everybody.
+    Share,
+}
+
+/// Where the edge sends `/api`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ApiTarget {
+    /// The gateway in this process.
+    #[default]
+    Gateway,
+    /// The site itself.
+    Origin,
+    /// A gateway elsewhere.
+    Url(String),
+}
+
+/// `guests:` — who gets a guest token, and from whom.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Guests {
+    /// `local`, or `{ url, timeout }` of the auth service (with local issue as the fallback).
+    #[serde(default)]
+    pub issue: GuestIssue,
+    /// HS256 key (any text of 32 bytes or more), or an Ed25519 private key in PEM for EdDSA.
+    pub key: Secret,
+    /// Cookie name.
+    #[serde(default = "d_guest_cookie")]
+    pub cookie: String,
+    /// Life of a token.
+    #[serde(default = "d_guest_ttl")]
+    pub ttl: Millis,
+    /// `iss` of tokens issued here.
+    #[serde(default = "d_guest_issuer")]
+    pub issuer: String,
+    /// Mark the cookie `Secure`. Default: when the request came by TLS, or by a trusted proxy that says so.
+    #[serde(default)]
+    pub secure: Option<bool>,
+}
+
+/// Who issues guest tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum GuestIssue {
+    /// Weir signs them.
+    #[default]
+    Local,
+    /// The auth service does; if it does not answer within `timeout`, Weir signs.
+    Remote {
+        /// `POST`ed to; answers with JSON that has `token` or `access_token`.
+        url: String,
+        /// Longest wait.
+        timeout: Duration,
+    },
+}
+
+/// `gateway:` — the door with routes and plugin chains.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    /// Address to listen on.
+    pub listen: String,
+    /// Kong's `_format_version`, as `(major, minor)`.
+    pub format: (u16, u16),
+    /// Services, flattened.
+    pub services: Vec<Service>,
+    /// Routes, flattened, each with its service's index.
+    pub routes: Vec<Route>,
+    /// Plugins with their scopes, flattened.
+    pub plugins: Vec<PluginEntry>,
+    /// Consumers with their credentials.
+    pub consumers: Vec<Consumer>,
+    /// Upstreams with their targets.
+    pub upstreams: Vec<Upstream>,
+    /// TLS certificates with their server names.
+    pub certificates: Vec<Certificate>,
+}
+
+/// A Kong service. Defaults are Kong's.
+#[derive(Debug, Clone)]
+pub struct Service {
+    /// Unique name (or id, or a made-up one like `service#3`).
+    pub name: String,
+    /// Kong's id, if given.
+    pub id: Option<String>,
+    /// `http`, `https`, `grpc`, `grpcs`, `ws`, `wss`, `tcp`, `tls`.
+    pub protocol: String,
+    /// Host name, address, or the name of an upstream.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+    /// Path put before the request's, without a query; empty or beginning with `/`.
+    pub path: String,
+    /// Extra tries after the first.
+    pub retries: u32,
+    /// Time for the connection.
+    pub connect_timeout: Duration,
+    /// Time between two writes.
+    pub write_timeout: Duration,
+    /// Time between two reads.
+    pub read_timeout: Duration,
+    /// Whether to verify the upstream's certificate. Default: yes.
+    pub tls_verify: Option<bool>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// `false`: its routes are not served.
+    pub enabled: bool,
+    /// Where it stands.
+    pub span: Span,
+}
+
+/// A Kong route. Defaults are Kong's.
+#[derive(Debug, Clone)]
+pub struct Route {
+    /// Unique name (or id, or a made-up one like `bff#1`).
+    pub name: String,
+    /// Kong's id, if given.
+    pub id: Option<String>,
+    /// Index into `Gateway::services`; `None`: a route without a service, whose plugins must answer.
+    pub service: Option<usize>,
+    /// Protocols it accepts (`http`, `https`, `grpc`, `grpcs`, `ws`, `wss`).
+    pub protocols: Vec<String>,
+    /// Methods, upper case; empty: any.
+    pub methods: Vec<String>,
+    /// Hosts, lower case, perhaps with one leading or trailing `*` and a port; empty: any.
+    pub hosts: Vec<String>,
+    /// Path matchers; empty: any. Already migrated to the meaning of format 3.0.
+    pub paths: Vec<PathMatcher>,
+    /// Header names (lower case) with accepted values; `~*` marks one regex.
+    pub headers: Vec<(String, Vec<String>)>,
+    /// Server names of TLS.
+    pub snis: Vec<String>,
+    /// Cut the matched prefix before forwarding.
+    pub strip_path: bool,
+    /// Forward the client's `Host`.
+    pub preserve_host: bool,
+    /// `v0` or `v1` joining of paths.
+    pub path_handling: PathHandling,
+    /// Order among regex routes, higher first.
+    pub regex_priority: i64,
+    /// Status for the wrong protocol: 426, or a redirect.
+    pub https_redirect_status_code: u16,
+    /// Buffer whole requests before forwarding.
+    pub request_buffering: bool,
+    /// Buffer whole responses before answering.
+    pub response_buffering: bool,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Where it stands.
+    pub span: Span,
+}
+
+/// One entry of a route's `paths`.
+#[derive(Debug, Clone)]
+pub struct PathMatcher {
+    /// The prefix, or the regex without its `~`.
+    pub text: String,
+    /// Whether it is a regex.
+    pub regex: bool,
+    /// Where it stands.
+    pub span: Place,
+}
+
+/// How service path and request path are joined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PathHandling {
+    /// With one slash between.
+    #[default]
+    V0,
+    /// As they are.
+    V1,
+}
+
+/// A plugin where it is attached. Which config runs for a request: the most specific scope (Kong's precedence).
+#[derive(Debug, Clone)]
+pub struct PluginEntry {
+    /// The register's name.
+    pub name: String,
+    /// Where the name stands.
+    pub name_span: Span,
+    /// `config:`, not yet decoded; an empty mapping if it is missing.
+    pub config: Node,
+    /// `false`: as if it were not there.
+    pub enabled: bool,
+    /// Index into `services`.
+    pub service: Option<usize>,
+    /// Index into `routes`.
+    pub route: Option<usize>,
+    /// Index into `consumers`.
+    pub consumer: Option<usize>,
+    /// Only for requests by these protocols; empty: all.
+    pub protocols: Vec<String>,
+    /// `instance_name`, if given.
+    pub instance_name: Option<String>,
+}
+
+/// A Kong consumer.
+#[derive(Debug, Clone)]
+pub struct Consumer {
+    /// Kong's id, if given; else made from the name, stable.
+    pub id: String,
+    /// `username`.
+    pub username: Option<String>,
+    /// `custom_id`.
+    pub custom_id: Option<String>,
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Group names (`acls`).
+    pub groups: Vec<String>,
+    /// Names of `consumer_groups` it is in.
+    pub consumer_groups: Vec<String>,
+    /// `keyauth_credentials`.
+    pub keys: Vec<Secret>,
+    /// `basicauth_credentials`: user name and password.
+    pub basic: Vec<(String, Secret)>,
+    /// `jwt_secrets`.
+    pub jwt: Vec<JwtCredential>,
+    /// Where it stands.
+    pub span: Span,
+}
+
+/// One of a consumer's `jwt_secrets`.
+#[derive(Debug, Clone)]
+pub struct JwtCredential {
+    /// Value of the key claim (`iss` by default).
+    pub key: String,
+    /// HMAC secret.
+    pub secret: Option<Secret>,
+    /// PEM public key.
+    pub rsa_public_key: Option<Secret>,
+    /// `HS256` by default.
+    pub algorithm: String,
+}
+
+/// A Kong upstream.
+#[derive(Debug, Clone)]
+pub struct Upstream {
+    /// Unique name; a service whose `host` is this name uses it.
+    pub name: String,
+    /// `round-robin`, `least-connections`, `consistent-hashing`, `latency`.
+    pub algorithm: String,
+    /// `none`, `consumer`, `ip`, `header`, `cookie`, `path`, `query_arg`, `uri_capture`.
+    pub hash_on: String,
+    /// Every setting as written, for the balancer and the health checks.
+    pub settings: Node,
+    /// Endpoints.
+    pub targets: Vec<Target>,
+    /// Where it stands.
+    pub span: Span,
+}
+
+/// One endpoint of an upstream.
+#[derive(Debug, Clone)]
+pub struct Target {
+    /// Host name or address.
+    pub host: String,
+    /// Port; 8000 when missing, as in Kong.
+    pub port: u16,
+    /// Share of the traffic; 0: none.
+    pub weight: u32,
+    /// Where it stands.
+    pub span: Span,
+}
+
+/// A certificate with the names it serves.
+#[derive(Debug, Clone)]
+pub struct Certificate {
+    /// PEM chain.
+    pub cert: String,
+    /// PEM key.
+    pub key: Secret,
+    /// Server names, perhaps with a leading `*.`.
+    pub snis: Vec<String>,
+    /// Where it stands.
+    pub span: Span,
+}
+
+/// `warm_up:` — refreshes the listed targets through the normal path.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct WarmUp {
+    /// Interval; this or `cron`.
+    #[serde(default)]
+    pub every: Option<Millis>,
+    /// Cron expression of five or six fields, in UTC.
+    #[serde(default)]
+    pub cron: Option<String>,
+    /// Who may send `X-Cache-Refresh` from outside: those who send this in `X-Warmup-Token`.
+    #[serde(default)]
+    pub token: Option<Secret>,
+    /// `/path` (through the gateway), `edge:/path` or `gateway:/path`; `//host/path` names a host.
+    #[serde(default)]
+    pub urls: Vec<String>,
+    /// Requests under way at once.
+    #[serde(default = "d_warm_concurrency")]
+    pub concurrency: u32,
+    /// Longest wait for one answer.
+    #[serde(default = "d_warm_timeout")]
+    pub timeout: Millis,
+}
+
+/// `admin:` — metrics, health and the admin API.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// Address to listen on.
+    pub listen: String,
+    /// Bearer token for every call that changes or shows state; empty: only from loopback.
+    pub token: Option<Secret>,
+}
+
+/// `server:` — the process.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Worker threads of each door; 0: one per core.
+    pub threads: usize,
+    /// Largest request head; above it 431.
+    pub max_head: Size,
+    /// Largest request body; above it 413.
+    pub max_body: Size,
+    /// Bytes that the memory tier of the cache may hold.
+    pub cache_memory: Size,
+    /// Time for a whole request head.
+    pub head_timeout: Millis,
+    /// Time for the client's next body bytes, and for it to take ours.
+    pub body_timeout: Millis,
+    /// Time that a connection may idle between requests.
+    pub keepalive: Millis,
+    /// On shutdown, how long requests in flight may go on.
+    pub grace: Millis,
+    /// Addresses (CIDR) whose `X-Forwarded-*` are believed.
+    pub trusted_proxies: Vec<String>,
+    /// Access log: `off`, `text` or `json`, to standard output.
+    pub access_log: AccessLog,
+}
+
+/// How requests are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AccessLog {
+    /// Not at all.
+    #[default]
+    Off,
+    /// One line of text a request.
+    Text,
+    /// One JSON object a request.
+    Json,
+}
+
+impl Default for StoreConfig {
+    fn default() -> Self {
+        StoreConfig { url: Secret::new("memory"), prefix: d_prefix(), deadline: d_store_deadline() }
+    }
+}
+
+impl Default for CacheHeaders {
+    fn default() -> Self {
+        CacheHeaders { status: true, key: true, cache_status: true }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Admin { listen: "127.0.0.1:9090".into(), token: None }
+    }
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Server {
+            threads: 0,
+            max_head: Size(32 * 1024),
+            max_body: Size(100 * 1024 * 1024),
+            cache_memory: Size(256 * 1024 * 1024),
+            head_timeout: Millis::secs(10),
+            body_timeout: Millis::secs(30),
+            keepalive: Millis::secs(75),
+            grace: Millis::secs(10),
+            trusted_proxies: vec![],
+            access_log: AccessLog::Off,
+        }
+    }
+}
+
+fn d_prefix() -> String {
+    "weir:".into()
+}
+fn d_store_deadline() -> Millis {
+    Millis(Duration::from_millis(50))
+}
+fn d_edge_listen() -> String {
+    "0.0.0.0:9000".into()
+}
+fn d_api_prefix() -> String {
+    "/api".into()
+}
+fn d_session_cookies() -> Vec<String> {
+    [
+        "access_token",
+        "auth_token",
+        "session",
+        "session_token",
+        "next-auth.session-token",
+        "__Secure-next-auth.session-token",
+        "authjs.session-token",
+        "__Secure-authjs.session-token",
+    ]
+    .map(String::from)
+    .to_vec()
+}
+fn d_page_ttl() -> Ttl {
+    Ttl::Origin
+}
+fn d_max_page() -> Size {
+    Size(4 * 1024 * 1024)
+}
+fn d_guest_cookie() -> String {
+    "guest_token".into()
+}
+fn d_guest_ttl() -> Millis {
+    Millis::secs(30 * 24 * 3600)
+}
+fn d_guest_issuer() -> String {
+    "weir".into()
+}
+fn d_warm_concurrency() -> u32 {
+    4
+}
+fn d_warm_timeout() -> Millis {
+    Millis::secs(30)
+}
