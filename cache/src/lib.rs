@@ -1,1 +1,3 @@
-//! Placeholder.
+//! HTTP caching as rules, without sockets.
+pub mod contract;
+pub use contract::*;

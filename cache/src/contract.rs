@@ -1,0 +1,199 @@
+//! The face of the engine: what a plan is, how the origin is asked, what comes back.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, response};
+use std::{sync::Arc, time::Duration};
+
+/// What to cache under which key: made by a page rule of the edge or by a caching plugin of the gateway, carried out by the one engine.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Primary key, as shown in `X-Cache-Key`: `html_cache:{host}{path}?{query}`, `cache:GET:/api/home`, …
+    pub key: String,
+    /// First part of the stored key: deployment id. Not shown.
+    pub epoch: Arc<str>,
+    /// How to decide.
+    pub policy: Arc<Policy>,
+}
+
+/// The rules for a set of keys. Compiled once from the configuration.
+#[derive(Debug, Clone)]
+pub struct Policy {
+    /// For metrics: the page rule's path or the route's name.
+    pub name: String,
+    /// Who decides on freshness.
+    pub freshness: Freshness,
+    /// What must hold for a response to be stored, beyond RFC 9111.
+    pub gate: Gate,
+    /// Statuses that may be stored.
+    pub statuses: Vec<u16>,
+    /// Largest body, bytes.
+    pub max_size: u64,
+    /// Upper bound (and, where `freshness` is `For`, the value) of stale-while-revalidate.
+    pub stale_while_revalidate: Duration,
+    /// Upper bound (and, where `freshness` is `For`, the value) of stale-if-error.
+    pub stale_if_error: Duration,
+    /// Tags besides those that responses name.
+    pub tags: Vec<String>,
+    /// Whether `Cache-Control` of requests counts (RFC 9111 section 5.2.1). Off where visitors must not steer the origin's load.
+    pub honour_request: bool,
+    /// XFetch's beta: 0 switches early refresh off, 1 is the paper's optimum.
+    pub early_refresh_beta: f64,
+    /// How long a key that proved uncacheable is passed through at once.
+    pub hit_for_miss: Duration,
+    /// Lease of the fill lock; renewed while the fill runs.
+    pub lease: Duration,
+    /// Longest wait for someone else's fill before asking the origin oneself.
+    pub max_wait: Duration,
+    /// Replaces the response's `Cache-Control` towards clients, if set (pages: `public, max-age=0, must-revalidate`).
+    pub client_cache_control: Option<HeaderValue>,
+}
+
+/// Who decides how long a response is fresh.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Freshness {
+    /// RFC 9111; `heuristic`: the share of the age since `Last-Modified`, 0 for none; `cap`: upper bound.
+    Origin { heuristic: f32, cap: Duration, default: Option<Duration> },
+    /// This long. `override_control`: even if the response says no-store, private or no-cache.
+    For { ttl: Duration, override_control: bool },
+}
+
+/// A gate beyond RFC 9111.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// Whole HTML pages (`nextjs/decision-table.md`, section 5).
+    Html,
+    /// Anything that RFC 9111 allows, without `Set-Cookie`.
+    Plain,
+}
+
+/// The client's request, as far as the cache must know it.
+#[derive(Debug, Clone)]
+pub struct CacheRequest {
+    /// GET or HEAD; others never come here.
+    pub method: Method,
+    /// The client's fields: conditions, ranges, directives, and what `Vary` may name.
+    pub headers: HeaderMap,
+    /// `X-Cache-Refresh` from a caller who may: ask the origin now and store the answer.
+    pub refresh: bool,
+    /// Whether the fill's request is word for word what this client's own would be. Then an uncacheable answer may go to the
+    /// client that caused it; else that client must ask for itself.
+    pub fill_is_own: bool,
+}
+
+/// Why the origin gave no answer.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{reason}")]
+pub struct FetchError {
+    /// Short word for status, log and metric: `connect`, `timeout`, `reset`, `truncated`, `framing`, `refused`…
+    pub kind: &'static str,
+    /// In words; no secrets.
+    pub reason: String,
+    /// Status for a client that must be told: 502, 503 or 504.
+    pub status: StatusCode,
+}
+
+/// A body as it arrives. `Ok(None)` only when it is complete; a body cut short is an error.
+#[async_trait]
+pub trait BodyReader: Send {
+    /// The next piece.
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError>;
+}
+
+/// The origin's answer.
+pub struct Fetched {
+    /// Status and fields, hop-by-hop fields already removed, the plugins' `from_upstream` steps already done.
+    pub parts: response::Parts,
+    /// The body.
+    pub body: Box<dyn BodyReader>,
+}
+
+/// How a fill asks the origin. Detached from the client: it owns all it needs.
+#[async_trait]
+pub trait Fetch: Send + Sync + 'static {
+    /// Asks. `condition`: validators of the stored entry, to be sent as they are.
+    async fn fetch(&self, condition: HeaderMap) -> Result<Fetched, FetchError>;
+}
+
+/// What to do with a request, after the engine has looked, waited or begun a fill.
+pub enum Outcome {
+    /// A whole answer from the cache, conditions and ranges already applied.
+    Stored(Answer),
+    /// A fill under way: the head is there, the body arrives.
+    Filling(Stream),
+    /// Not for the cache: forward the request as it came. The report says why.
+    Pass(Report),
+    /// The origin failed and nothing stale may be served.
+    Failed(FetchError, Report),
+}
+
+/// An answer from the cache.
+pub struct Answer {
+    /// Status and fields, `Age` included, without `Cache-Status`.
+    pub parts: response::Parts,
+    /// Body; empty for HEAD and 304.
+    pub body: Bytes,
+    /// What happened.
+    pub report: Report,
+}
+
+/// A response that is being fetched, for one of those who wait for it.
+pub struct Stream {
+    /// Status and fields.
+    pub parts: response::Parts,
+    /// The body, from its first byte, as it arrives.
+    pub body: Box<dyn BodyReader>,
+    /// What happened.
+    pub report: Report,
+}
+
+/// `X-Cache-Status` and what RFC 9211 `Cache-Status`, metrics and log need.
+#[derive(Debug, Clone)]
+pub struct Report {
+    /// The one word.
+    pub verdict: Verdict,
+    /// Which tier answered.
+    pub tier: Option<Tier>,
+    /// RFC 9211 `fwd=`: `uri-miss`, `vary-miss`, `miss`, `stale`, `request`, `bypass`, `method`, `partial`.
+    pub fwd: Option<&'static str>,
+    /// Status of the origin's answer.
+    pub fwd_status: Option<u16>,
+    /// Whether the answer was (or is being) stored.
+    pub stored: bool,
+    /// Whether the request waited for another's fetch.
+    pub collapsed: bool,
+    /// Seconds of freshness left; negative when stale.
+    pub ttl: Option<i64>,
+    /// Seconds since the origin made it.
+    pub age: Option<u64>,
+    /// The reason, one token such as `set-cookie`, `no-store`, `vary`, `incomplete`, `hit-for-miss`, `lock-timeout`.
+    pub detail: Option<&'static str>,
+    /// The shown key.
+    pub key: Option<String>,
+    /// Time spent waiting for someone else's fill.
+    pub waited: Duration,
+}
+
+/// `X-Cache-Status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// From the cache, fresh.
+    Hit,
+    /// Fetched for this request (or for one that it joined).
+    Miss,
+    /// From the cache, after its time.
+    Stale,
+    /// Not a matter for the cache.
+    Bypass,
+    /// Fetched because a caller with the right asked for it.
+    Refresh,
+}
+
+/// A level of the cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Tier {
+    /// This process.
+    Memory,
+    /// The shared store.
+    Store,
+}
