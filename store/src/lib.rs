@@ -11,12 +11,24 @@
 //! Every back end passes the one suite in `tests/contract.rs`.
 
 mod contracts;
+mod fanout;
 pub mod memory;
 pub mod redis;
 
 pub use contracts::*;
 
 use std::sync::Arc;
+
+/// The highest value of a counter: sums end here rather than overflow. 2^53, the last whole number that Redis' scripts hold exactly.
+pub const COUNTER_MAX: u64 = 1 << 53;
+
+/// A random owner token: half from the process's random hash keys, half from the thread's generator, so that two processes do not meet
+/// even if they started at the same moment.
+fn token() -> String {
+    static KEYS: std::sync::LazyLock<std::hash::RandomState> = std::sync::LazyLock::new(std::hash::RandomState::new);
+    let random = fastrand::u64(..);
+    format!("{:016x}{random:016x}", std::hash::BuildHasher::hash_one(&*KEYS, random))
+}
 
 /// One opened store: all five contracts over one back end.
 #[derive(Clone)]
@@ -38,7 +50,13 @@ pub struct Store {
 impl Store {
     /// The embedded store: this process only, nothing survives it.
     pub fn memory() -> Store {
-        memory::open()
+        memory::open(memory::DEFAULT_BLOB_BYTES)
+    }
+
+    /// The embedded store with a bound of its own for the blobs, in bytes; over it, what was not read lately goes first.
+    /// A value that alone is over it is refused (`put` gives `false`).
+    pub fn memory_bounded(max_blob_bytes: usize) -> Store {
+        memory::open(max_blob_bytes)
     }
 
     /// Opens the store that `url` names (`memory`, `redis://`, `rediss://`, `redis+sentinel://host:port,host:port/master`,

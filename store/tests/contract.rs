@@ -1,0 +1,420 @@
+//! The one suite that every back end passes: run on the embedded store, and on Redis through two stores that share one server.
+//! `a` and `b` are the same store for the embedded back end. No test asserts how long a thing took, only that it comes to pass.
+
+use bytes::Bytes;
+use std::collections::HashSet;
+use std::future::Future;
+use std::time::Duration;
+use tokio::task::JoinSet;
+use weir_store::*;
+
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(150);
+
+/// Polls until `probe` gives something. Fails after 20 s, which no working store comes near to.
+async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+    for _ in 0..2000 {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never came to pass: {what}");
+}
+
+fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+async fn value(store: &Store, key: &str) -> Option<Bytes> {
+    store.blobs.get(key).await.unwrap().map(|b| b.value)
+}
+
+fn owner(begun: Begun) -> Lease {
+    match begun {
+        Begun::Owner(lease) => lease,
+        other => panic!("not the owner: {other:?}"),
+    }
+}
+
+async fn blobs_keep_values_for_their_time(a: Store, b: Store) {
+    assert_eq!(a.blobs.get("blob").await.unwrap(), None);
+    let raw = Bytes::from((0..=255u8).cycle().take(100_000).collect::<Vec<_>>());
+    assert!(a.blobs.put("blob", raw.clone(), LONG, None).await.unwrap());
+    let got = b.blobs.get("blob").await.unwrap().unwrap();
+    assert_eq!(got.value, raw);
+    assert!(got.ttl <= LONG && got.ttl > LONG / 2, "{:?}", got.ttl);
+    assert!(b.blobs.put("blob", bytes("second"), LONG, None).await.unwrap());
+    assert_eq!(value(&a, "blob").await, Some(bytes("second")));
+    assert!(a.blobs.put("empty", Bytes::new(), LONG, None).await.unwrap());
+    assert_eq!(value(&b, "empty").await, Some(Bytes::new()));
+    assert!(a.blobs.put("brief", bytes("x"), SHORT, None).await.unwrap());
+    eventually("the brief one expires", || async { value(&b, "brief").await.is_none().then_some(()) }).await;
+    let keys = ["blob", "empty", "brief", "never"].map(String::from);
+    assert_eq!(a.blobs.delete(&keys).await.unwrap(), 2);
+    assert_eq!(a.blobs.delete(&keys).await.unwrap(), 0);
+    assert_eq!(a.blobs.delete(&[]).await.unwrap(), 0);
+    assert_eq!(value(&b, "blob").await, None);
+}
+
+async fn blobs_with_odd_keys_do_not_meet(a: Store, b: Store) {
+    let keys = ["", "a", "{a}", "{a", "a}", "}a", "}", "{}", "{}a", "{_}a", "_}a", "=a", ":a", "a b\r\nc", "ä/{ö}/ü", "blob:{a}"];
+    for key in keys {
+        assert!(a.blobs.put(key, bytes(key), LONG, Some(7)).await.unwrap(), "{key:?}");
+    }
+    for key in keys {
+        assert_eq!(value(&b, key).await, Some(bytes(key)), "{key:?}");
+        assert!(!b.blobs.put(key, bytes("late"), LONG, Some(6)).await.unwrap(), "{key:?}");
+    }
+    assert_eq!(a.blobs.delete(&keys.map(String::from)).await.unwrap(), keys.len() as u64);
+}
+
+async fn a_late_writer_is_refused(a: Store, b: Store) {
+    let old = a.locks.acquire("page", SHORT).await.unwrap().unwrap();
+    let new = eventually("the lease of the sleeper is over", || async { b.locks.acquire("page", LONG).await.unwrap() }).await;
+    assert!(new.fence > old.fence, "{} then {}", old.fence, new.fence);
+    assert!(b.blobs.put("page", bytes("new"), LONG, Some(new.fence)).await.unwrap());
+    assert!(!a.blobs.put("page", bytes("old"), LONG, Some(old.fence)).await.unwrap());
+    assert_eq!(value(&a, "page").await, Some(bytes("new")));
+    // The same owner may write again, and who has no fence writes always.
+    assert!(b.blobs.put("page", bytes("new2"), LONG, Some(new.fence)).await.unwrap());
+    assert!(a.blobs.put("page", bytes("purged"), LONG, None).await.unwrap());
+    // The mark stays when the value goes.
+    assert!(!a.blobs.put("page", bytes("old"), LONG, Some(old.fence)).await.unwrap());
+    assert_eq!(b.blobs.delete(&["page".into()]).await.unwrap(), 1);
+    assert!(!a.blobs.put("page", bytes("old"), LONG, Some(old.fence)).await.unwrap());
+    assert_eq!(value(&a, "page").await, None);
+    // And some time after, it is forgotten.
+    assert!(b.blobs.put("soon", bytes("new"), SHORT, Some(9)).await.unwrap());
+    eventually("the mark goes", || async { a.blobs.put("soon", bytes("old"), LONG, Some(8)).await.unwrap().then_some(()) }).await;
+    assert_eq!(value(&b, "soon").await, Some(bytes("old")));
+}
+
+async fn locks_have_one_owner(a: Store, b: Store) {
+    let held = a.locks.acquire("lock", LONG).await.unwrap().unwrap();
+    assert_eq!(held.key, "lock");
+    assert_eq!(a.locks.acquire("lock", LONG).await.unwrap(), None);
+    assert_eq!(b.locks.acquire("lock", LONG).await.unwrap(), None);
+    let thief = Lease { owner: "someone".into(), ..held.clone() };
+    assert!(!b.locks.release(&thief).await.unwrap());
+    assert!(!b.locks.renew(&thief, LONG).await.unwrap());
+    assert!(b.locks.renew(&held, LONG).await.unwrap(), "the lease itself is the proof, not the store that gave it");
+    assert!(a.locks.release(&held).await.unwrap());
+    assert!(!a.locks.release(&held).await.unwrap());
+    assert!(!a.locks.renew(&held, LONG).await.unwrap());
+    let next = b.locks.acquire("lock", LONG).await.unwrap().unwrap();
+    assert!(next.fence > held.fence && next.owner != held.owner);
+    assert!(!a.locks.release(&held).await.unwrap(), "an old lease does not free a new one");
+    assert!(b.locks.release(&next).await.unwrap());
+}
+
+async fn a_lease_ends_unless_renewed(a: Store, b: Store) {
+    let held = a.locks.acquire("lease", SHORT).await.unwrap().unwrap();
+    assert!(a.locks.renew(&held, LONG).await.unwrap());
+    tokio::time::sleep(SHORT * 2).await;
+    assert_eq!(b.locks.acquire("lease", LONG).await.unwrap(), None, "renewed: still held past its first lease");
+    assert!(a.locks.renew(&held, SHORT).await.unwrap());
+    let next = eventually("the lease ends", || async { b.locks.acquire("lease", LONG).await.unwrap() }).await;
+    assert!(next.fence > held.fence);
+    assert!(!a.locks.renew(&held, LONG).await.unwrap());
+    assert!(!a.locks.release(&held).await.unwrap());
+}
+
+async fn one_of_many_gets_the_lock(a: Store, b: Store) {
+    let mut tasks = JoinSet::new();
+    for n in 0..50 {
+        let store = if n % 2 == 0 { a.clone() } else { b.clone() };
+        tasks.spawn(async move { store.locks.acquire("wanted", LONG).await.unwrap() });
+    }
+    assert_eq!(tasks.join_all().await.into_iter().flatten().count(), 1);
+}
+
+fn take(key: &str, cost: u64, limit: u64) -> Take {
+    Take { key: key.into(), cost, limit, ttl: LONG }
+}
+
+async fn counters_take_all_or_none(a: Store, b: Store) {
+    // One tag for all keys of a call: on a Cluster they must share a slot.
+    let taken = a.counters.take(&[take("{t}s", 1, 2), take("{t}m", 3, 5)]).await.unwrap();
+    assert_eq!(taken, Taken { allowed: true, values: vec![1, 3] });
+    let taken = b.counters.take(&[take("{t}s", 1, 2), take("{t}m", 3, 5)]).await.unwrap();
+    assert_eq!(taken, Taken { allowed: false, values: vec![1, 3] }, "the second would pass its limit: neither is charged");
+    assert_eq!(b.counters.take(&[take("{t}s", 1, 2), take("{t}m", 2, 5)]).await.unwrap(), Taken { allowed: true, values: vec![2, 5] });
+    assert_eq!(a.counters.peek("{t}s").await.unwrap(), 2);
+    assert_eq!(a.counters.take(&[take("{t}s", 0, 2), take("{t}new", 9, 8)]).await.unwrap(), Taken { allowed: false, values: vec![2, 0] });
+    assert_eq!(a.counters.peek("{t}new").await.unwrap(), 0);
+    // One key twice in one call is charged twice, or not at all.
+    assert_eq!(a.counters.take(&[take("{t}2", 2, 3), take("{t}2", 2, 3)]).await.unwrap(), Taken { allowed: false, values: vec![0, 0] });
+    assert_eq!(a.counters.take(&[take("{t}2", 1, 3), take("{t}2", 2, 3)]).await.unwrap(), Taken { allowed: true, values: vec![3, 3] });
+    assert_eq!(a.counters.take(&[]).await.unwrap(), Taken { allowed: true, values: vec![] });
+    // No limit is a limit too, and nothing overflows.
+    assert!(a.counters.take(&[take("{t}huge", COUNTER_MAX, u64::MAX)]).await.unwrap().allowed);
+    assert_eq!(a.counters.take(&[take("{t}huge", u64::MAX, u64::MAX)]).await.unwrap(), Taken { allowed: false, values: vec![COUNTER_MAX] });
+    assert_eq!(b.counters.add("{t}huge", u64::MAX, LONG).await.unwrap(), COUNTER_MAX);
+    assert_eq!(b.counters.add("{t}fresh", u64::MAX, LONG).await.unwrap(), COUNTER_MAX);
+}
+
+async fn counters_expire_from_their_first_use(a: Store, b: Store) {
+    assert_eq!(a.counters.add("sum", 5, LONG).await.unwrap(), 5);
+    assert_eq!(b.counters.add("sum", 4, SHORT).await.unwrap(), 9);
+    assert_eq!(a.counters.add("brief", 1, SHORT).await.unwrap(), 1);
+    // Later uses do not prolong it: this one ends although it is used all the time.
+    eventually("the window ends", || async { (b.counters.add("brief", 1, LONG).await.unwrap() == 1).then_some(()) }).await;
+    assert_eq!(a.counters.peek("sum").await.unwrap(), 9);
+    assert_eq!(a.counters.peek("none").await.unwrap(), 0);
+}
+
+async fn counters_are_exact_under_contention(a: Store, b: Store) {
+    let mut tasks = JoinSet::new();
+    for n in 0..16 {
+        let store = if n % 2 == 0 { a.clone() } else { b.clone() };
+        tasks.spawn(async move {
+            let mut admitted = 0;
+            for _ in 0..50 {
+                let takes = [take("{x}limited", 1, 300), take("{x}all", 1, u64::MAX)];
+                admitted += usize::from(store.counters.take(&takes).await.unwrap().allowed);
+                store.counters.add("{x}added", 2, LONG).await.unwrap();
+            }
+            admitted
+        });
+    }
+    assert_eq!(tasks.join_all().await.into_iter().sum::<usize>(), 300);
+    assert_eq!(a.counters.peek("{x}limited").await.unwrap(), 300);
+    assert_eq!(b.counters.peek("{x}all").await.unwrap(), 300);
+    assert_eq!(b.counters.peek("{x}added").await.unwrap(), 16 * 50 * 2);
+}
+
+async fn ledger_keeps_what_was_done(a: Store, b: Store) {
+    let lease = owner(a.ledger.begin("order", "fp-1", LONG, LONG).await.unwrap());
+    let in_flight = Begun::InFlight { fingerprint: "fp-1".into() };
+    assert_eq!(b.ledger.begin("order", "fp-2", LONG, LONG).await.unwrap(), in_flight);
+    assert!(a.ledger.acting(&lease, LONG).await.unwrap());
+    assert_eq!(b.ledger.begin("order", "fp-2", LONG, LONG).await.unwrap(), in_flight);
+    assert!(a.ledger.renew(&lease, LONG).await.unwrap());
+    let stranger = Lease { owner: "someone".into(), ..lease.clone() };
+    assert!(!b.ledger.acting(&stranger, LONG).await.unwrap());
+    assert!(!b.ledger.renew(&stranger, LONG).await.unwrap());
+    assert!(!b.ledger.complete(&stranger, bytes("no"), LONG).await.unwrap());
+    assert!(!b.ledger.abandon(&stranger).await.unwrap());
+    let stored = Bytes::from(vec![0, 255, b'\r', b'\n', 1]);
+    assert!(a.ledger.complete(&lease, stored.clone(), LONG).await.unwrap());
+    let done = Begun::Done { fingerprint: "fp-1".into(), value: stored };
+    assert_eq!(b.ledger.begin("order", "fp-2", LONG, LONG).await.unwrap(), done);
+    // Nothing moves it from there.
+    assert!(!a.ledger.complete(&lease, bytes("again"), LONG).await.unwrap());
+    assert!(!a.ledger.abandon(&lease).await.unwrap());
+    assert!(!a.ledger.acting(&lease, LONG).await.unwrap());
+    assert!(!a.ledger.renew(&lease, LONG).await.unwrap());
+    assert_eq!(b.ledger.begin("order", "fp-2", LONG, LONG).await.unwrap(), done);
+}
+
+async fn ledger_forgets_in_time(a: Store, b: Store) {
+    let lease = owner(a.ledger.begin("done", "fp", LONG, LONG).await.unwrap());
+    assert!(a.ledger.complete(&lease, bytes("x"), SHORT).await.unwrap(), "also without acting");
+    eventually("done is forgotten after its ttl", || async {
+        matches!(b.ledger.begin("done", "fp", LONG, LONG).await.unwrap(), Begun::Owner(_)).then_some(())
+    })
+    .await;
+    for acted in [false, true] {
+        let lease = owner(a.ledger.begin("freed", "fp", LONG, LONG).await.unwrap());
+        if acted {
+            assert!(a.ledger.acting(&lease, LONG).await.unwrap());
+        }
+        assert!(a.ledger.abandon(&lease).await.unwrap());
+        assert!(!a.ledger.abandon(&lease).await.unwrap());
+    }
+    owner(b.ledger.begin("freed", "fp", LONG, LONG).await.unwrap());
+}
+
+async fn ledger_frees_who_vanished_before_acting(a: Store, b: Store) {
+    let lost = owner(a.ledger.begin("vanished", "old", SHORT, LONG).await.unwrap());
+    let next = eventually("the lease is over", || async {
+        match b.ledger.begin("vanished", "new", LONG, LONG).await.unwrap() {
+            Begun::Owner(lease) => Some(lease),
+            Begun::InFlight { fingerprint } if fingerprint == "old" => None,
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+    assert!(next.fence > lost.fence);
+    assert!(!a.ledger.acting(&lost, LONG).await.unwrap(), "the late one must not act");
+    assert!(!a.ledger.complete(&lost, bytes("late"), LONG).await.unwrap());
+    assert!(!a.ledger.abandon(&lost).await.unwrap());
+    assert!(b.ledger.complete(&next, bytes("new"), LONG).await.unwrap());
+}
+
+async fn ledger_remembers_the_unknown(a: Store, b: Store) {
+    let lost = owner(a.ledger.begin("unknown", "fp", LONG, LONG).await.unwrap());
+    assert!(a.ledger.acting(&lost, SHORT).await.unwrap());
+    eventually("the lease is over", || async {
+        match b.ledger.begin("unknown", "other", LONG, LONG).await.unwrap() {
+            Begun::Unknown { fingerprint } => Some(assert_eq!(fingerprint, "fp")),
+            Begun::InFlight { .. } => None,
+            other => panic!("{other:?}"),
+        }
+    })
+    .await;
+    assert!(!a.ledger.complete(&lost, bytes("late"), LONG).await.unwrap());
+    assert!(!a.ledger.renew(&lost, LONG).await.unwrap());
+    assert!(!a.ledger.abandon(&lost).await.unwrap());
+    assert!(!a.ledger.acting(&lost, LONG).await.unwrap());
+    assert!(matches!(b.ledger.begin("unknown", "other", LONG, LONG).await.unwrap(), Begun::Unknown { .. }));
+    // Kept for the ttl that `begin` named, then free.
+    let brief = owner(a.ledger.begin("unknown-brief", "fp", LONG, SHORT).await.unwrap());
+    assert!(a.ledger.acting(&brief, SHORT).await.unwrap());
+    eventually("the unknown is forgotten", || async {
+        matches!(b.ledger.begin("unknown-brief", "fp", LONG, LONG).await.unwrap(), Begun::Owner(_)).then_some(())
+    })
+    .await;
+}
+
+async fn ledger_renewal_keeps_both_states(a: Store, b: Store) {
+    for acting in [false, true] {
+        let key = format!("renewed-{acting}");
+        let lease = owner(a.ledger.begin(&key, "fp", Duration::from_secs(1), SHORT).await.unwrap());
+        if acting {
+            assert!(a.ledger.acting(&lease, Duration::from_secs(1)).await.unwrap());
+        }
+        assert!(a.ledger.renew(&lease, LONG).await.unwrap());
+        tokio::time::sleep(Duration::from_millis(1300)).await;
+        assert_eq!(b.ledger.begin(&key, "x", LONG, LONG).await.unwrap(), Begun::InFlight { fingerprint: "fp".into() });
+        assert!(a.ledger.complete(&lease, bytes("v"), LONG).await.unwrap());
+    }
+}
+
+async fn one_of_many_owns_the_effect(a: Store, b: Store) {
+    let mut tasks = JoinSet::new();
+    for n in 0..50 {
+        let store = if n % 2 == 0 { a.clone() } else { b.clone() };
+        tasks.spawn(async move {
+            match store.ledger.begin("once", "fp", LONG, LONG).await.unwrap() {
+                Begun::Owner(_) => 1,
+                Begun::InFlight { .. } => 0,
+                other => panic!("{other:?}"),
+            }
+        });
+    }
+    assert_eq!(tasks.join_all().await.into_iter().sum::<u32>(), 1);
+}
+
+async fn ledger_wakes_the_waiters(a: Store, b: Store) {
+    let ended = |store: Store, key: &'static str| tokio::spawn(async move { store.ledger.wait(key, LONG).await.unwrap() });
+    a.ledger.wait("nobody", LONG).await.unwrap();
+    let lease = owner(a.ledger.begin("awaited", "fp", LONG, LONG).await.unwrap());
+    let waiters = [ended(a.clone(), "awaited"), ended(b.clone(), "awaited")];
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(waiters.iter().all(|w| !w.is_finished()), "in flight: they wait");
+    assert!(a.ledger.complete(&lease, bytes("v"), LONG).await.unwrap());
+    for waiter in waiters {
+        tokio::time::timeout(Duration::from_secs(20), waiter).await.expect("woken by completion").unwrap();
+    }
+    a.ledger.wait("awaited", LONG).await.unwrap();
+    let lease = owner(a.ledger.begin("dropped", "fp", LONG, LONG).await.unwrap());
+    let waiter = ended(b.clone(), "dropped");
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(a.ledger.abandon(&lease).await.unwrap());
+    tokio::time::timeout(Duration::from_secs(20), waiter).await.expect("woken by abandonment").unwrap();
+    // Also when the owner vanishes, and when nothing happens at all.
+    owner(a.ledger.begin("silent", "fp", SHORT, LONG).await.unwrap());
+    tokio::time::timeout(Duration::from_secs(20), ended(b.clone(), "silent")).await.expect("woken by the lease's end").unwrap();
+    owner(a.ledger.begin("busy", "fp", LONG, LONG).await.unwrap());
+    tokio::time::timeout(Duration::from_secs(20), b.ledger.wait("busy", SHORT)).await.expect("at most").unwrap();
+}
+
+async fn data(subscription: &mut Subscription) -> Bytes {
+    loop {
+        match tokio::time::timeout(Duration::from_secs(20), subscription.messages.recv()).await.expect("a message").expect("still open") {
+            Message::Data(payload) => return payload,
+            // At its start a subscription may say that it can not know what went before.
+            Message::Gap => {}
+        }
+    }
+}
+
+async fn bus_reaches_everyone_in_order(a: Store, b: Store) {
+    let mut listeners = vec![a.bus.subscribe("news").await.unwrap(), b.bus.subscribe("news").await.unwrap(), b.bus.subscribe("news").await.unwrap()];
+    let mut elsewhere = a.bus.subscribe("other").await.unwrap();
+    for listener in &mut listeners {
+        // A subscription may need a moment to be known to the server: call until answered.
+        let first = eventually("the subscription is alive", || {
+            let listener = &mut *listener;
+            let a = a.clone();
+            let received = listener.messages.try_recv().ok();
+            async move {
+                a.bus.publish("news", bytes("hello")).await.unwrap();
+                received.filter(|m| matches!(m, Message::Data(_)))
+            }
+        })
+        .await;
+        assert_eq!(first, Message::Data(bytes("hello")));
+    }
+    let raw = Bytes::from(vec![0u8, 255, 13, 10]);
+    a.bus.publish("news", raw.clone()).await.unwrap();
+    for n in 0..100 {
+        b.bus.publish("news", bytes(&n.to_string())).await.unwrap();
+    }
+    for listener in &mut listeners {
+        let mut rest = HashSet::new();
+        let mut next = 0;
+        // The order among messages of one publisher holds; two publishers may cross.
+        while next < 100 || !rest.contains(&raw) {
+            let payload = data(listener).await;
+            if payload == next.to_string().as_bytes() {
+                next += 1;
+            } else {
+                assert!(payload == raw || payload == "hello", "{payload:?} while waiting for {next}");
+                rest.insert(payload);
+            }
+        }
+    }
+    assert!(!matches!(elsewhere.messages.try_recv(), Ok(Message::Data(_))), "another channel hears nothing");
+    drop(listeners.pop());
+    a.bus.publish("news", bytes("end")).await.unwrap();
+    assert_eq!(data(&mut listeners[0]).await, bytes("end"));
+}
+
+async fn health_is_good_and_calls_are_counted(a: Store, _b: Store) {
+    a.counters.peek("anything").await.unwrap();
+    assert_eq!(a.health.check(), Ok(()));
+    let before = a.health.totals();
+    a.counters.peek("anything").await.unwrap();
+    let after = a.health.totals();
+    assert!(after.calls > before.calls);
+    assert_eq!((after.failures, after.breaker_opened), (before.failures, before.breaker_opened));
+}
+
+/// Makes one test of each function of the suite.
+macro_rules! suite {
+    ($open:path: $($name:ident),* $(,)?) => {
+        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $name() {
+            let opened = $open().await;
+            super::$name(opened.a, opened.b).await;
+        })*
+    };
+    ($open:path) => {
+        suite! { $open:
+            blobs_keep_values_for_their_time, blobs_with_odd_keys_do_not_meet, a_late_writer_is_refused,
+            locks_have_one_owner, a_lease_ends_unless_renewed, one_of_many_gets_the_lock,
+            counters_take_all_or_none, counters_expire_from_their_first_use, counters_are_exact_under_contention,
+            ledger_keeps_what_was_done, ledger_forgets_in_time, ledger_frees_who_vanished_before_acting,
+            ledger_remembers_the_unknown, ledger_renewal_keeps_both_states, one_of_many_owns_the_effect, ledger_wakes_the_waiters,
+            bus_reaches_everyone_in_order, health_is_good_and_calls_are_counted,
+        }
+    };
+}
+
+/// Two views of one store, and what must live as long as they do.
+struct Opened<G = ()> {
+    a: Store,
+    b: Store,
+    _guard: G,
+}
+
+mod memory {
+    async fn open() -> super::Opened {
+        let store = weir_store::Store::memory();
+        super::Opened { a: store.clone(), b: store, _guard: () }
+    }
+    suite!(open);
+}
