@@ -1,0 +1,207 @@
+//! What is known of one request while it is under way.
+
+use crate::{RouteRuntime, ServiceRuntime};
+use bytes::Bytes;
+use http::Extensions;
+use std::{fmt, net::IpAddr, sync::Arc, time::{Duration, Instant}};
+use weir_cache::{Plan, Report};
+
+/// 128 random bits, shown as 32 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct RequestId([u8; 32]);
+
+impl RequestId {
+    /// A new one. Unique, not secret.
+    pub fn random() -> RequestId {
+        const HEX: &[u8; 16] = b"0123456789abcdef";
+        let bits = fastrand::u128(..);
+        let mut text = [0; 32];
+        for (i, digit) in text.iter_mut().enumerate() {
+            *digit = HEX[(bits >> (4 * i)) as usize & 15];
+        }
+        RequestId(text)
+    }
+
+    /// The 32 digits.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or_default()
+    }
+}
+
+impl fmt::Debug for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// `http` or `https`, as the client sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Scheme {
+    /// Cleartext.
+    Http,
+    /// TLS, here or at a trusted proxy before us.
+    Https,
+}
+
+impl Scheme {
+    /// The scheme's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        }
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// The client's address: the peer's, or what a trusted proxy says.
+    pub ip: IpAddr,
+    /// The peer of the connection.
+    pub peer: IpAddr,
+    /// Scheme as the client sees it.
+    pub scheme: Scheme,
+    /// Host as the client sent it, lower-cased, with its port if one was sent.
+    pub host: String,
+    /// Port that the client spoke to.
+    pub port: u16,
+    /// Whether the peer is a trusted proxy.
+    pub trusted: bool,
+    /// Server name of the TLS handshake.
+    pub sni: Option<Arc<str>>,
+}
+
+/// A consumer, as plugins see it.
+#[derive(Debug)]
+pub struct Consumer {
+    /// Index in the configuration.
+    pub index: usize,
+    /// The entity.
+    pub entity: weir_config::Consumer,
+}
+
+/// What an authentication plugin found out.
+#[derive(Debug, Clone, Default)]
+pub struct Identity {
+    /// `sub`, user name or key owner: stable name of the caller.
+    pub subject: String,
+    /// What proves it (`jti`, key id): names the credential without being one.
+    pub credential: Option<String>,
+    /// Claims of a token.
+    pub claims: Option<Arc<serde_json::Map<String, serde_json::Value>>>,
+}
+
+/// The part of the request body that plugins asked to see.
+#[derive(Debug, Clone, Default)]
+pub struct SeenBody {
+    /// Its beginning, at most as long as asked.
+    pub bytes: Bytes,
+    /// Whether `bytes` is all of it.
+    pub whole: bool,
+    /// Length that the request announces.
+    pub announced: Option<u64>,
+}
+
+/// Times of the exchange.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Times {
+    /// From request head to upstream's response head, waiting for retries included.
+    pub upstream: Option<Duration>,
+    /// The answer's head left.
+    pub first_byte: Option<Duration>,
+    /// All is over.
+    pub total: Option<Duration>,
+}
+
+/// One request under way. Plugins keep what they need between steps in `state`, by type.
+pub struct RequestContext {
+    /// Shown in errors and logs; replaced by a trusted request's own where a plugin says so.
+    pub id: RequestId,
+    /// Who asks.
+    pub client: Client,
+    /// When the head was complete.
+    pub started: Instant,
+    /// The matched route.
+    pub route: Option<Arc<RouteRuntime>>,
+    /// Where it will be forwarded; a plugin may change it.
+    pub service: Option<Arc<ServiceRuntime>>,
+    /// Named and numbered groups of the route's regex.
+    pub captures: Vec<(String, String)>,
+    /// Set by authentication.
+    pub consumer: Option<Arc<Consumer>>,
+    /// Set by authentication.
+    pub identity: Option<Identity>,
+    /// Set by a caching plugin or page rule: look here before asking the upstream.
+    pub plan: Option<Plan>,
+    /// The caller may force a refresh and asked for it.
+    pub refresh: bool,
+    /// What plugins asked to see of the body.
+    pub body: Option<SeenBody>,
+    /// The exchange must run to its end even if the client leaves, since its effect counts.
+    pub must_complete: bool,
+    /// Where the answer came from: `upstream`, `cache`, or the name of the plugin or step that made it.
+    pub answered_by: &'static str,
+    /// What the cache did.
+    pub report: Option<Report>,
+    /// Why it failed, in a word, for log and metric.
+    pub failure: Option<&'static str>,
+    /// Status sent.
+    pub status: u16,
+    /// Body bytes received and sent.
+    pub bytes: (u64, u64),
+    /// Endpoint that answered.
+    pub endpoint: Option<Arc<crate::upstream::Endpoint>>,
+    /// Tries made upstream.
+    pub tries: u32,
+    /// Times.
+    pub times: Times,
+    /// Plugins' own state, by type.
+    pub state: Extensions,
+}
+
+impl RequestContext {
+    /// A new request by `client`.
+    pub fn new(client: Client) -> RequestContext {
+        RequestContext {
+            id: RequestId::random(),
+            client,
+            started: Instant::now(),
+            route: None,
+            service: None,
+            captures: Vec::new(),
+            consumer: None,
+            identity: None,
+            plan: None,
+            refresh: false,
+            body: None,
+            must_complete: false,
+            answered_by: "upstream",
+            report: None,
+            failure: None,
+            status: 0,
+            bytes: (0, 0),
+            endpoint: None,
+            tries: 0,
+            times: Times::default(),
+            state: Extensions::new(),
+        }
+    }
+
+    /// A context for a fill on behalf of this request: same route and client facts, no identity and no plugin state, since what a
+    /// fill brings is for everyone.
+    pub fn for_fill(&self) -> RequestContext {
+        let mut cx = RequestContext::new(self.client.clone());
+        cx.id = self.id;
+        cx.route = self.route.clone();
+        cx.service = self.service.clone();
+        cx.captures = self.captures.clone();
+        cx
+    }
+}

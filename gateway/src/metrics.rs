@@ -1,0 +1,155 @@
+//! What is counted, under the field's usual names, in Prometheus' text format.
+
+use crate::RequestContext;
+use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use weir_cache::{Report, Tier, Verdict};
+
+/// All metrics of the process.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    duration: HistogramVec,
+    upstream: HistogramVec,
+    bytes: IntCounterVec,
+    cache: IntCounterVec,
+    refusals: IntCounterVec,
+    lock_waits: Histogram,
+    plugins: IntCounterVec,
+    failures: IntCounterVec,
+    upstream_up: IntGaugeVec,
+    store_up: IntGauge,
+    reloads: IntCounterVec,
+    warm_ups: IntCounterVec,
+    guests: IntCounterVec,
+    /// Connections open now.
+    pub connections: IntGauge,
+    /// Connections accepted.
+    pub accepted: IntCounter,
+}
+
+const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// A fresh set.
+    pub fn new() -> Metrics {
+        let registry = Registry::new();
+        let counters = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let histograms = |name: &str, help: &str, labels: &[&str]| {
+            register(&registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(SECONDS.to_vec()), labels))
+        };
+        Metrics {
+            requests: counters("weir_requests_total", "Requests answered, by door, class or route, and status.", &["door", "route", "status"]),
+            duration: histograms("weir_request_duration_seconds", "From the request's head to the answer's last byte.", &["door", "route"]),
+            upstream: histograms("weir_upstream_duration_seconds", "From the request's head to the upstream's head.", &["service"]),
+            bytes: counters("weir_bytes_total", "Body bytes from and to clients.", &["door", "direction"]),
+            cache: counters("weir_cache_requests_total", "What the cache did, by policy, verdict and tier.", &["policy", "verdict", "tier"]),
+            refusals: counters("weir_cache_reasons_total", "Why an answer was not from the cache, or not stored.", &["policy", "reason"]),
+            lock_waits: register(
+                &registry,
+                Histogram::with_opts(HistogramOpts::new("weir_cache_wait_seconds", "Time that requests waited for another's fill.").buckets(SECONDS.to_vec())),
+            ),
+            plugins: counters("weir_plugin_outcomes_total", "What plugins decided.", &["plugin", "outcome"]),
+            failures: counters("weir_failures_total", "Requests that could not be served, by cause.", &["door", "cause"]),
+            upstream_up: register(&registry, IntGaugeVec::new(Opts::new("weir_upstream_up", "1 while the endpoint is in use."), &["endpoint"])),
+            store_up: register(&registry, IntGauge::new("weir_store_up", "1 while the store answers.")),
+            reloads: counters("weir_reloads_total", "Configurations loaded.", &["outcome"]),
+            warm_ups: counters("weir_warm_up_requests_total", "Warm-up requests.", &["outcome"]),
+            guests: counters("weir_guest_tokens_total", "Guest tokens issued.", &["issuer"]),
+            connections: register(&registry, IntGauge::new("weir_connections", "Client connections open now.")),
+            accepted: register(&registry, IntCounter::new("weir_connections_total", "Client connections accepted.")),
+            registry,
+        }
+    }
+
+    /// A finished request. `route`: the route's name, or the edge's class of the request.
+    pub fn request(&self, door: &str, route: &str, cx: &RequestContext) {
+        let mut status = itoa::Buffer::new();
+        self.requests.with_label_values(&[door, route, status.format(cx.status)]).inc();
+        self.duration.with_label_values(&[door, route]).observe(cx.started.elapsed().as_secs_f64());
+        if let (Some(time), Some(service)) = (cx.times.upstream, &cx.service) {
+            self.upstream.with_label_values(&[&service.name]).observe(time.as_secs_f64());
+        }
+        if cx.bytes.0 > 0 {
+            self.bytes.with_label_values(&[door, "in"]).inc_by(cx.bytes.0);
+        }
+        self.bytes.with_label_values(&[door, "out"]).inc_by(cx.bytes.1);
+        if let Some(cause) = cx.failure {
+            self.failures.with_label_values(&[door, cause]).inc();
+        }
+    }
+
+    /// What the cache did for a request.
+    pub fn cache(&self, policy: &str, report: &Report) {
+        let verdict = match report.verdict {
+            Verdict::Hit => "hit",
+            Verdict::Miss => "miss",
+            Verdict::Stale => "stale",
+            Verdict::Bypass => "bypass",
+            Verdict::Refresh => "refresh",
+        };
+        let tier = match report.tier {
+            Some(Tier::Memory) => "memory",
+            Some(Tier::Store) => "store",
+            None => "none",
+        };
+        self.cache.with_label_values(&[policy, verdict, tier]).inc();
+        if let Some(reason) = report.detail {
+            self.refusals.with_label_values(&[policy, reason]).inc();
+        }
+        if report.collapsed {
+            self.lock_waits.observe(report.waited.as_secs_f64());
+        }
+    }
+
+    /// What a plugin decided, in a word of its own.
+    pub fn plugin(&self, plugin: &str, outcome: &str) {
+        self.plugins.with_label_values(&[plugin, outcome]).inc();
+    }
+
+    /// A reload.
+    pub fn reload(&self, ok: bool) {
+        self.reloads.with_label_values(&[if ok { "ok" } else { "refused" }]).inc();
+    }
+
+    /// A warm-up request.
+    pub fn warm_up(&self, ok: bool) {
+        self.warm_ups.with_label_values(&[if ok { "ok" } else { "failed" }]).inc();
+    }
+
+    /// A guest token: `local`, `remote`, or `fallback` when the auth service did not answer.
+    pub fn guest(&self, issuer: &str) {
+        self.guests.with_label_values(&[issuer]).inc();
+    }
+
+    /// The text, after asking the endpoints and the store how they are.
+    pub fn text(&self, environment: &crate::Environment) -> String {
+        for (name, up, _) in environment.endpoints.health() {
+            self.upstream_up.with_label_values(&[&name]).set(i64::from(up));
+        }
+        self.store_up.set(i64::from(environment.store.health.check().is_ok()));
+        let mut out = Vec::new();
+        // The encoder fails only when its writer does; a Vec does not.
+        let _ = TextEncoder::new().encode(&self.registry.gather(), &mut out);
+        String::from_utf8(out).unwrap_or_default()
+    }
+
+    /// For plugins and parts that bring metrics of their own.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+}
+
+/// Names and labels are constants of this file, so that neither step can fail in a build that passed its tests.
+fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+    let collector = made.expect("metric names and labels are valid");
+    registry.register(Box::new(collector.clone())).expect("metric names are unique");
+    collector
+}
