@@ -1,6 +1,6 @@
 //! The typed document: what a configuration says, after expansion, checks and flattening.
 
-use crate::{Millis, Node, Secret, Size, Span, Span as Place};
+use crate::{Millis, Node, Secret, Size, Span};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::time::Duration;
@@ -23,16 +23,13 @@ pub struct Document {
 }
 
 /// `store:` — a URL, or a mapping with a URL and its settings.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone)]
 pub struct StoreConfig {
     /// `memory`, `redis://host:6379/0`, `rediss://…`, `redis+sentinel://host:port,host:port/master` or `redis+cluster://host:port,…`.
     pub url: Secret,
     /// First part of every key in Redis.
-    #[serde(default = "d_prefix")]
     pub prefix: String,
     /// The longest that one call may take before Weir goes on without the store.
-    #[serde(default = "d_store_deadline")]
     pub deadline: Millis,
 }
 
@@ -314,7 +311,7 @@ pub struct PathMatcher {
     /// Whether it is a regex.
     pub regex: bool,
     /// Where it stands.
-    pub span: Place,
+    pub span: Span,
 }
 
 /// How service path and request path are joined.

@@ -4,6 +4,26 @@
 //! The way of a file: text ─► [`Node`] tree (every value knows its place; `${NAME}` expanded) ─► [`Document`] (typed; Kong's
 //! entities flattened and their references resolved) ─► the gateway's `Snapshot::compile`.
 
+mod catalog;
+mod check;
+mod de;
+mod decode;
+mod diagnostic;
 pub mod document;
+mod env;
+mod mask;
+pub mod net;
+mod node;
+mod parse;
+mod scalars;
+mod span;
+pub mod words;
 
+pub use catalog::{LoadOptions, PluginCatalog};
+pub use decode::{check, decode, schema};
+pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use document::*;
+pub use env::Env;
+pub use node::{Key, Kind, Node};
+pub use scalars::{Millis, Secret, Size};
+pub use span::{Source, Span, Spanned};

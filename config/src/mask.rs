@@ -1,0 +1,250 @@
+//! Keeps secrets out of the source lines that diagnostics show.
+
+use crate::span::Source;
+
+/// Whether a value under this key is a secret. Wide on purpose: it only decides what is hidden.
+pub fn is_secret_key(key: &str) -> bool {
+    let key = key.to_ascii_lowercase();
+    let last = key.rsplit(['.', '/']).next().unwrap_or(&key);
+    ["secret", "token", "password", "passwd", "passphrase", "authorization", "cookie"].iter().any(|word| last.ends_with(word))
+        || matches!(last, "key" | "apikey" | "pass" | "key_alt" | "proxy-authorization" | "secrets" | "tokens" | "passwords" | "credentials")
+        || last.ends_with("_key")
+        || last.ends_with("-key")
+        || last.ends_with("apikey")
+        || last.ends_with("_pass")
+}
+
+/// A line with its secrets replaced, and where the marked part is now (characters, from 0).
+pub struct Masked {
+    /// The text to show.
+    pub text: String,
+    /// Start of the marked part.
+    pub start: usize,
+    /// Length of the marked part.
+    pub len: usize,
+}
+
+const STARS: &str = "***";
+
+/// Masks line `number` of a source; `column` counts from 1.
+pub fn line(source: &Source, number: u32, text: &str, column: u32, len: u32) -> Masked {
+    let chars: Vec<char> = text.chars().collect();
+    let mut hidden = inline_secrets(&chars);
+    if hidden.is_empty() && continues_a_secret(source, number, text) {
+        let from = chars.iter().position(|c| !c.is_whitespace()).unwrap_or(0);
+        hidden.push((from, chars.len()));
+    }
+    let start = (column as usize).saturating_sub(1);
+    let end = start + len as usize;
+    let mut out = String::with_capacity(text.len());
+    let (mut new_start, mut new_end) = (None, None);
+    let mut written = 0;
+    let mut at = 0;
+    let mut ranges = hidden.into_iter().peekable();
+    while at < chars.len() {
+        if let Some(&(from, to)) = ranges.peek()
+            && at == from
+        {
+            ranges.next();
+            if new_start.is_none() && start < to {
+                new_start = Some(written);
+            }
+            out.push_str(STARS);
+            written += STARS.len();
+            if new_end.is_none() && end > from && end <= to {
+                new_end = Some(written);
+            }
+            at = to.max(from + 1);
+            continue;
+        }
+        if at == start && new_start.is_none() {
+            new_start = Some(written);
+        }
+        if at == end && new_end.is_none() {
+            new_end = Some(written);
+        }
+        out.push(chars[at]);
+        written += 1;
+        at += 1;
+    }
+    let new_start = new_start.unwrap_or(written);
+    let new_end = new_end.unwrap_or(written).max(new_start);
+    Masked { text: out, start: new_start, len: if len == 0 { 0 } else { new_end - new_start } }
+}
+
+/// Ranges of characters that hold the values of secret keys, or the user part of a URL. Ordered, not overlapping.
+fn inline_secrets(chars: &[char]) -> Vec<(usize, usize)> {
+    let mut found = Vec::new();
+    let mut at = 0;
+    while at < chars.len() {
+        if chars[at] == ':' {
+            if let Some(range) = userinfo(chars, at) {
+                at = range.1;
+                found.push(range);
+                continue;
+            }
+            if let Some(range) = keyed_value(chars, at) {
+                at = range.1;
+                found.push(range);
+                continue;
+            }
+        }
+        at += 1;
+    }
+    found
+}
+
+/// `://user:password@` at the colon `at`: the part before the `@`.
+fn userinfo(chars: &[char], at: usize) -> Option<(usize, usize)> {
+    if chars.get(at + 1..at + 3)? != ['/', '/'] {
+        return None;
+    }
+    let from = at + 3;
+    let rest = &chars[from..];
+    let authority = rest.iter().position(|c| c.is_whitespace() || matches!(c, '/' | '"' | '\'')).unwrap_or(rest.len());
+    let to = rest[..authority].iter().rposition(|c| *c == '@')?;
+    (to > 0).then_some((from, from + to))
+}
+
+/// `secret: value` at the colon `at`: the value, to the end of the line, of the quotes or of the flow item.
+fn keyed_value(chars: &[char], at: usize) -> Option<(usize, usize)> {
+    let mut end = at;
+    while end > 0 && (chars[end - 1].is_whitespace() || matches!(chars[end - 1], '"' | '\'')) {
+        end -= 1;
+    }
+    let mut start = end;
+    while start > 0 && (chars[start - 1].is_alphanumeric() || matches!(chars[start - 1], '_' | '-' | '.' | '/')) {
+        start -= 1;
+    }
+    let key: String = chars[start..end].iter().collect();
+    if !is_secret_key(&key) {
+        return None;
+    }
+    let mut from = at + 1;
+    while chars.get(from).is_some_and(|c| c.is_whitespace()) {
+        from += 1;
+    }
+    let first = *chars.get(from)?;
+    if matches!(first, '#' | '{' | '[' | '|' | '>' | ',' | '}' | ']') {
+        return None;
+    }
+    let to = if first == '"' || first == '\'' {
+        chars[from + 1..].iter().position(|c| *c == first).map_or(chars.len(), |p| from + 1 + p + 1)
+    } else if flow_before(chars, start) {
+        // Inside `{ … }` a `${…}` may hold the closing brace that would end the item.
+        let mut depth = 0i32;
+        let mut to = from;
+        while let Some(c) = chars.get(to) {
+            match c {
+                '{' => depth += 1,
+                '}' | ']' if depth == 0 => break,
+                '}' => depth -= 1,
+                ',' if depth == 0 => break,
+                _ => {}
+            }
+            to += 1;
+        }
+        to
+    } else {
+        chars.len()
+    };
+    let to = to - chars[from..to].iter().rev().take_while(|c| c.is_whitespace()).count();
+    let value: String = chars[from..to].iter().collect();
+    (to > from && !is_reference(value.trim_matches(['"', '\'']))).then_some((from, to))
+}
+
+/// A value that only names where the secret is: `${NAME}` or `{vault://…}`, and plain words that are no secret.
+fn is_reference(value: &str) -> bool {
+    let name = value.strip_prefix("${").and_then(|rest| rest.strip_suffix('}'));
+    if name.is_some_and(|name| name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')) {
+        return true;
+    }
+    (value.starts_with("{vault://") && value.ends_with('}')) || matches!(value, "true" | "false" | "null" | "~")
+}
+
+fn flow_before(chars: &[char], at: usize) -> bool {
+    chars[..at].iter().any(|c| matches!(c, '{' | '['))
+}
+
+/// Whether the line belongs to a value that began on an earlier line, under a secret key: block scalars, quoted texts over
+/// several lines, lists of secrets.
+fn continues_a_secret(source: &Source, number: u32, text: &str) -> bool {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let mut inner = indent(text);
+    // Block scalars (PEM keys) are the long case; a hundred lines back is enough for those.
+    for back in 1..=100 {
+        let Some(previous) = number.checked_sub(back).and_then(|n| source.line(n)) else { return false };
+        if previous.trim().is_empty() || previous.trim_start().starts_with('#') {
+            continue;
+        }
+        let here = indent(previous);
+        let entry = previous.trim_start().trim_start_matches("- ");
+        let column = previous.len() - entry.len();
+        let (key, value) = match entry.split_once(':') {
+            Some((key, value)) => (key.trim().trim_matches(['"', '\'']), value.trim()),
+            None => continue,
+        };
+        let opens = value.is_empty() || value.starts_with(['|', '>']) || (value.starts_with(['"', '\'']) && value.matches(&value[..1]).count() == 1);
+        let below = inner > column || (inner == column && value.is_empty() && text.trim_start().starts_with("- "));
+        if opens && is_secret_key(key) && below {
+            // `key:` followed by a mapping is not a secret: its lines have keys of their own.
+            let mapping = value.is_empty() && text.trim_start().trim_start_matches("- ").contains(": ");
+            return !mapping;
+        }
+        if here < inner {
+            inner = here;
+        }
+        if here == 0 {
+            return false;
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn masked(text: &str) -> String {
+        let source = Source::new("t", text);
+        line(&source, 1, text, 1, 0).text
+    }
+
+    #[test]
+    fn values_of_secret_keys_are_hidden_wherever_they_stand() {
+        assert_eq!(masked("  client_secret: hunter2"), "  client_secret: ***");
+        assert_eq!(masked("config: { secret: hunter2, ttl: 60s }"), "config: { secret: ***, ttl: 60s }");
+        assert_eq!(masked("config: { secret: \"${A:-hun,ter2}\", ttl: 60s }"), "config: { secret: ***, ttl: 60s }");
+        assert_eq!(masked("config: { secret: ${A:-hunter2}, ttl: 60s }"), "config: { secret: ***, ttl: 60s }");
+        assert_eq!(masked("- \"X-API-Key:hunter2\""), "- \"X-API-Key:***");
+        assert_eq!(masked("{\"key\": \"hunter2\", \"a\": 1}"), "{\"key\": ***, \"a\": 1}");
+        assert_eq!(masked("store: redis://user:hunter2@host:6379/0"), "store: redis://***@host:6379/0");
+    }
+
+    #[test]
+    fn names_of_variables_stay_readable() {
+        assert_eq!(masked("secret: ${JWT_SECRET}"), "secret: ${JWT_SECRET}");
+        assert_eq!(masked("secret: '{vault://env/JWT}'"), "secret: '{vault://env/JWT}'");
+        assert_eq!(masked("key_names: [apikey]"), "key_names: [apikey]");
+    }
+
+    #[test]
+    fn the_caret_moves_with_the_text() {
+        let text = "a: { secret: hunter2, tttl: 60s }";
+        let source = Source::new("t", text);
+        let masked = line(&source, 1, text, 23, 4);
+        assert_eq!(&masked.text[masked.start..masked.start + masked.len], "tttl");
+        let masked = line(&source, 1, text, 14, 7);
+        assert_eq!(&masked.text[masked.start..masked.start + masked.len], "***");
+    }
+
+    #[test]
+    fn block_scalars_and_lists_under_a_secret_key_are_hidden() {
+        let text = "certificates:\n- key: |\n    -----BEGIN\n    abc: def\n  cert: x\ntokens:\n- hunter2\n";
+        let source = Source::new("t", text);
+        for (number, want) in [(3, "    ***"), (4, "    ***"), (5, "  cert: x"), (7, "***")] {
+            let shown = line(&source, number, source.line(number).unwrap(), 1, 1).text;
+            assert_eq!(shown, want, "line {number}");
+        }
+    }
+}
