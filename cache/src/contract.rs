@@ -53,9 +53,21 @@ pub struct Policy {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Freshness {
     /// RFC 9111; `heuristic`: the share of the age since `Last-Modified`, 0 for none; `cap`: upper bound.
-    Origin { heuristic: f32, cap: Duration, default: Option<Duration> },
+    Origin {
+        /// Share of the time since `Last-Modified`; 0 switches heuristic freshness off.
+        heuristic: f32,
+        /// Upper bound.
+        cap: Duration,
+        /// Where the response says nothing at all; `None`: then it is not stored.
+        default: Option<Duration>,
+    },
     /// This long. `override_control`: even if the response says no-store, private or no-cache.
-    For { ttl: Duration, override_control: bool },
+    For {
+        /// Counted from the moment of storing.
+        ttl: Duration,
+        /// Whether it holds against the response's own word.
+        override_control: bool,
+    },
 }
 
 /// A gate beyond RFC 9111.
@@ -196,4 +208,23 @@ pub enum Tier {
     Memory,
     /// The shared store.
     Store,
+}
+
+impl Report {
+    /// A report with nothing but the word.
+    pub fn new(verdict: Verdict) -> Report {
+        Report {
+            verdict,
+            tier: None,
+            fwd: None,
+            fwd_status: None,
+            stored: false,
+            collapsed: false,
+            ttl: None,
+            age: None,
+            detail: None,
+            key: None,
+            waited: Duration::ZERO,
+        }
+    }
 }

@@ -1,3 +1,35 @@
-//! HTTP caching as rules, without sockets.
+//! HTTP caching as rules, without sockets: what may be stored, for how long, under which key, who fetches it, and how it is answered from.
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`contract`] | the face: plans, policies, the origin as a trait, outcomes |
+//! | [`keys`] | canonical hosts, normalized paths, reduced queries |
+//! | [`control`] | `Cache-Control` and the targeted fields of RFC 9213 |
+//! | [`policy`] | RFC 9111: may it be stored, how long is it fresh, may it be reused |
+//! | [`vary`] | secondary keys |
+//! | [`html`] | the gate for whole pages |
+//! | [`entry`] | a stored response with its ready-made head, and its form in the store |
+//! | [`respond`] | conditions, ranges, HEAD, `Age` |
+//! | [`memory`] | the tier in this process |
+//! | [`flight`] | one fill per key in this process, many readers |
+//! | [`engine`] | memory, then store, then one fill |
+//! | [`status`] | RFC 9211 `Cache-Status` |
+
+pub mod clock;
+pub mod codec;
 pub mod contract;
+pub mod control;
+pub mod engine;
+pub mod entry;
+pub mod fields;
+pub mod html;
+pub mod keys;
+pub mod memory;
+pub mod policy;
+pub mod stats;
+pub mod vary;
+
 pub use contract::*;
+pub use engine::{Engine, EngineOptions};
+pub use entry::Entry;
+pub use stats::{Stats, StatsSnapshot};

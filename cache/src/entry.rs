@@ -1,0 +1,370 @@
+//! A stored response. One buffer holds everything, in the form that also lies in the store; the entry points into it. The head is kept
+//! as ready-made HTTP/1.1 bytes, so that a hit writes head, `Age` and body without building anything.
+
+use crate::{
+    Gate, Policy, codec, fields,
+    memory::StoredKey,
+    policy::Terms,
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use sha2::{Digest, Sha256};
+use std::{
+    fmt::Write as _,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+/// The `ETag` was made here from the body; the origin would not know it.
+pub(crate) const MADE_ETAG: u16 = 1;
+/// The head has the rule's `Cache-Control`; the origin's caching fields are in the hidden part.
+pub(crate) const REPLACED_CONTROL: u16 = 2;
+/// A client's `max-stale` does not apply (`must-revalidate`, `proxy-revalidate`, `s-maxage`; RFC 9111 section 4.2.4).
+pub(crate) const NO_MAX_STALE: u16 = 4;
+
+/// The numbers of an entry. All times in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Meta {
+    /// Status code.
+    pub status: u16,
+    /// `MADE_ETAG`, `REPLACED_CONTROL`, `NO_MAX_STALE`.
+    pub flags: u16,
+    /// When the response came, since 1970.
+    pub response_ms: u64,
+    /// How old it was then (RFC 9111 section 4.2.3).
+    pub initial_age_ms: u64,
+    /// Freshness lifetime (RFC 9111 section 4.2.1), compared with the whole age.
+    pub lifetime_ms: u64,
+    /// How long after that it may be served while being refreshed.
+    pub swr_ms: u64,
+    /// How long after that it may be served when the origin fails.
+    pub sie_ms: u64,
+    /// How long the fetch took.
+    pub fetch_ms: u64,
+}
+
+/// A stored response.
+#[derive(Debug)]
+pub struct Entry {
+    pub(crate) meta: Meta,
+    pub(crate) raw: Bytes,
+    pub(crate) head: Bytes,
+    pub(crate) hidden: Bytes,
+    pub(crate) tags: Bytes,
+    pub(crate) body: Bytes,
+    pub(crate) etag: Option<Bytes>,
+    pub(crate) last_modified: Option<u64>,
+    hold_until_ms: AtomicU64,
+}
+
+/// What an entry is made of.
+pub struct Draft<'a> {
+    /// What it is stored under.
+    pub key: &'a StoredKey,
+    /// Status.
+    pub status: StatusCode,
+    /// The origin's fields, hop-by-hop fields possibly among them.
+    pub headers: &'a HeaderMap,
+    /// The whole body, in pieces.
+    pub body: &'a [Bytes],
+    /// What the policy decided.
+    pub terms: &'a Terms,
+    /// The rules.
+    pub policy: &'a Policy,
+    /// How long the fetch took.
+    pub fetch: Duration,
+}
+
+impl Draft<'_> {
+    /// Puts the entry together.
+    pub fn build(self) -> Entry {
+        let mut split = fields::split(self.headers, &self.terms.strip, self.policy);
+        let mut flags = 0;
+        if split.replaced {
+            flags |= REPLACED_CONTROL;
+        }
+        if self.terms.no_max_stale {
+            flags |= NO_MAX_STALE;
+        }
+        if self.policy.gate == Gate::Html && self.status == StatusCode::OK && !split.shown.contains_key(header::ETAG) {
+            split.shown.insert(header::ETAG, made_etag(self.body));
+            flags |= MADE_ETAG;
+        }
+        if !split.shown.contains_key(header::DATE) {
+            // RFC 9110 section 6.6.1: a recipient with a clock adds the time of receipt when it keeps a message without Date.
+            split.shown.insert(header::DATE, fields::format_date(self.terms.response_ms / 1000));
+        }
+        let length: usize = self.body.iter().map(Bytes::len).sum();
+        let head = write_head(self.status, &split.shown, length);
+        let mut hidden = Vec::new();
+        fields::write_fields(&mut hidden, &split.hidden);
+        let meta = Meta {
+            status: self.status.as_u16(),
+            flags,
+            response_ms: self.terms.response_ms,
+            initial_age_ms: self.terms.initial_age_ms,
+            lifetime_ms: millis(self.terms.lifetime),
+            swr_ms: millis(self.terms.stale_while_revalidate),
+            sie_ms: millis(self.terms.stale_if_error),
+            fetch_ms: millis(self.fetch),
+        };
+        let tags = tags_of(self.headers, &self.policy.tags).join("\n");
+        codec::assemble(&self.key.text(), meta, &head, &hidden, tags.as_bytes(), self.body)
+    }
+}
+
+impl Entry {
+    pub(crate) fn from_parts(meta: Meta, raw: Bytes, head: Bytes, hidden: Bytes, tags: Bytes, body: Bytes) -> Entry {
+        let find = |name: &HeaderName| lines(&head).find(|(found, _)| found.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        let etag = find(&header::ETAG).map(|(_, value)| head.slice_ref(value));
+        let last_modified = find(&header::LAST_MODIFIED)
+            .and_then(|(_, value)| std::str::from_utf8(value).ok().and_then(fields::parse_date));
+        Entry { meta, raw, head, hidden, tags, body, etag, last_modified, hold_until_ms: AtomicU64::new(0) }
+    }
+
+    /// Status.
+    pub fn status(&self) -> StatusCode {
+        StatusCode::from_u16(self.meta.status).unwrap_or(StatusCode::OK)
+    }
+
+    /// The head in HTTP/1.1 bytes: status line and all fields with `Content-Length`, each line with CRLF, without `Age`, `Cache-Status`,
+    /// `X-Cache-*`, `Connection`, and without the empty line that ends a head.
+    pub fn head(&self) -> &Bytes {
+        &self.head
+    }
+
+    /// The whole body.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
+    /// The entry as it lies in the store.
+    pub fn raw(&self) -> &Bytes {
+        &self.raw
+    }
+
+    /// `ETag`, quotes and `W/` included.
+    pub fn etag(&self) -> Option<&Bytes> {
+        self.etag.as_ref()
+    }
+
+    /// `Last-Modified`, seconds since 1970.
+    pub fn last_modified(&self) -> Option<u64> {
+        self.last_modified
+    }
+
+    /// The entry's numbers.
+    pub fn meta(&self) -> &Meta {
+        &self.meta
+    }
+
+    /// Its tags: those of the rule, and those that the response named.
+    pub fn tags(&self) -> impl Iterator<Item = &str> {
+        std::str::from_utf8(&self.tags).unwrap_or("").split('\n').filter(|tag| !tag.is_empty())
+    }
+
+    /// The fields of the head as name and value.
+    pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        lines(&self.head)
+    }
+
+    /// The fields of the head as a map. Values point into the entry.
+    pub fn headers(&self) -> HeaderMap {
+        map_of(&self.head)
+    }
+
+    /// The fields as the origin sent them, caching fields included: what a 304 is merged into.
+    pub fn origin_headers(&self) -> HeaderMap {
+        let mut map = self.headers();
+        if self.meta.flags & REPLACED_CONTROL != 0 {
+            map.remove(header::CACHE_CONTROL);
+        }
+        if self.meta.flags & MADE_ETAG != 0 {
+            map.remove(header::ETAG);
+        }
+        map.extend(map_of_lines(&self.hidden));
+        map
+    }
+
+    /// Fields for a conditional fetch (RFC 9111 section 4.3.1); empty if the origin gave no validator.
+    pub fn conditions(&self) -> HeaderMap {
+        let mut map = HeaderMap::new();
+        if self.meta.flags & MADE_ETAG == 0
+            && let Some(value) = self.etag.clone().and_then(|etag| HeaderValue::from_maybe_shared(etag).ok())
+        {
+            map.insert(header::IF_NONE_MATCH, value);
+        }
+        if let Some(time) = self.last_modified {
+            map.insert(header::IF_MODIFIED_SINCE, fields::format_date(time));
+        }
+        map
+    }
+
+    /// Whether the origin gave a validator.
+    pub fn has_validator(&self) -> bool {
+        self.last_modified.is_some() || (self.etag.is_some() && self.meta.flags & MADE_ETAG == 0)
+    }
+
+    /// When the response came, milliseconds since 1970.
+    pub fn response_ms(&self) -> u64 {
+        self.meta.response_ms
+    }
+
+    /// Milliseconds since the origin made it (RFC 9111 section 4.2.3, `current_age`).
+    pub fn age_ms(&self, now_ms: u64) -> u64 {
+        self.meta.initial_age_ms.saturating_add(now_ms.saturating_sub(self.meta.response_ms))
+    }
+
+    /// Seconds since the origin made it: the `Age` field.
+    pub fn age(&self, now: u64) -> u64 {
+        self.age_ms(now.saturating_mul(1000)) / 1000
+    }
+
+    /// Milliseconds of freshness left; negative when stale.
+    pub fn fresh_ms(&self, now_ms: u64) -> i64 {
+        let clip = |value: u64| value.min(i64::MAX as u64) as i64;
+        clip(self.meta.lifetime_ms) - clip(self.age_ms(now_ms))
+    }
+
+    /// Seconds of freshness left; negative when stale.
+    pub fn ttl(&self, now: u64) -> i64 {
+        self.fresh_ms(now.saturating_mul(1000)).div_euclid(1000)
+    }
+
+    /// Whether it is fresh through the whole of the second `now` (a clock of seconds hides up to one; no doubt is resolved in
+    /// favour of an old page).
+    #[inline]
+    pub fn is_fresh(&self, now: u64) -> bool {
+        self.is_fresh_ms(now.saturating_mul(1000).saturating_add(999))
+    }
+
+    /// Whether it is fresh at this millisecond.
+    #[inline]
+    pub fn is_fresh_ms(&self, now_ms: u64) -> bool {
+        self.age_ms(now_ms) < self.meta.lifetime_ms
+    }
+
+    /// Whether this request should refresh the entry before its time: the XFetch rule. The nearer the end and the slower the fetch, the
+    /// likelier. `beta` 0 switches it off.
+    pub fn wants_early_refresh(&self, now_ms: u64, beta: f64) -> bool {
+        if beta <= 0.0 || !beta.is_finite() {
+            return false;
+        }
+        let left = self.fresh_ms(now_ms);
+        let fetch = self.meta.fetch_ms as f64;
+        // -ln of a number in (0, 1]: 36 at the very most, so most requests are done without drawing one.
+        if left as f64 > fetch * beta * 37.0 {
+            return false;
+        }
+        let drawn = -(1.0 - fastrand::f64()).ln();
+        fetch * beta * drawn >= left as f64
+    }
+
+    /// No new fetch for this stale entry before the given time: the last one failed.
+    pub fn hold(&self, until_ms: u64) {
+        self.hold_until_ms.store(until_ms, Ordering::Relaxed);
+    }
+
+    /// Whether a fetch failed so recently that the next one should wait.
+    pub fn is_held(&self, now_ms: u64) -> bool {
+        self.hold_until_ms.load(Ordering::Relaxed) > now_ms
+    }
+
+    /// How long the store should keep it from now on: until it can neither be served, nor be renewed by a 304 that saves its body.
+    pub fn keep_for(&self, now_ms: u64) -> Duration {
+        let stale = self.meta.swr_ms.max(self.meta.sie_ms).max(if self.has_validator() { 600_000 } else { 0 });
+        let all = self.meta.lifetime_ms.saturating_add(stale);
+        Duration::from_millis(all.saturating_sub(self.age_ms(now_ms)))
+    }
+
+    /// Bytes that it holds.
+    pub fn weight(&self) -> u64 {
+        self.raw.len() as u64
+    }
+}
+
+/// A strong validator made from the body (RFC 9110 section 8.8.3).
+fn made_etag(body: &[Bytes]) -> HeaderValue {
+    let mut hasher = Sha256::new();
+    for piece in body {
+        hasher.update(piece);
+    }
+    let mut text = String::with_capacity(34);
+    text.push('"');
+    for byte in &hasher.finalize()[..16] {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.push('"');
+    HeaderValue::from_str(&text).unwrap_or_else(|_| HeaderValue::from_static("\"\""))
+}
+
+fn write_head(status: StatusCode, shown: &HeaderMap, length: usize) -> Vec<u8> {
+    let mut head = Vec::with_capacity(64 + shown.len() * 40);
+    head.extend_from_slice(b"HTTP/1.1 ");
+    head.extend_from_slice(status.as_str().as_bytes());
+    head.push(b' ');
+    head.extend_from_slice(status.canonical_reason().unwrap_or("").as_bytes());
+    head.extend_from_slice(b"\r\n");
+    fields::write_fields(&mut head, shown);
+    if status != StatusCode::NO_CONTENT {
+        fields::write_field(&mut head, b"content-length", itoa::Buffer::new().format(length).as_bytes());
+    }
+    head
+}
+
+/// The tags of the rule, then those that `Cache-Tag`, `Surrogate-Key` and `x-next-cache-tags` name; each once, at most 256.
+pub fn tags_of(headers: &HeaderMap, rule: &[String]) -> Vec<String> {
+    let mut tags: Vec<String> = Vec::new();
+    let mut add = |tag: &str| {
+        let sane = !tag.is_empty() && tag.len() <= 256 && !tag.bytes().any(|b| b.is_ascii_control());
+        if sane && tags.len() < 256 && !tags.iter().any(|known| known == tag) {
+            tags.push(tag.to_owned());
+        }
+    };
+    rule.iter().for_each(|tag| add(tag));
+    for (name, separators) in [("cache-tag", ", "), ("surrogate-key", " "), ("x-next-cache-tags", ",")] {
+        for value in headers.get_all(name) {
+            if let Ok(text) = value.to_str() {
+                text.split(|c| separators.contains(c)).for_each(|tag| add(tag.trim()));
+            }
+        }
+    }
+    tags
+}
+
+/// The lines of a head after its first as name and value.
+pub(crate) fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let fields = memchr::memchr(b'\n', head).map_or(&[][..], |end| &head[end + 1..]);
+    field_lines(fields)
+}
+
+/// Lines as name and value.
+pub(crate) fn field_lines(fields: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut rest = fields;
+    std::iter::from_fn(move || {
+        let end = memchr::memmem::find(rest, b"\r\n")?;
+        let line = &rest[..end];
+        rest = &rest[end + 2..];
+        let colon = memchr::memchr(b':', line)?;
+        Some((&line[..colon], line[colon + 1..].trim_ascii()))
+    })
+}
+
+fn map_of(head: &Bytes) -> HeaderMap {
+    let fields = memchr::memchr(b'\n', head).map_or_else(Bytes::new, |end| head.slice(end + 1..));
+    map_of_lines(&fields)
+}
+
+fn map_of_lines(fields: &Bytes) -> HeaderMap {
+    let mut map = HeaderMap::with_capacity(16);
+    for (name, value) in field_lines(fields) {
+        if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_maybe_shared(fields.slice_ref(value))) {
+            map.append(name, value);
+        }
+    }
+    map
+}
+
+pub(crate) fn millis(time: Duration) -> u64 {
+    time.as_millis().min(u64::MAX as u128) as u64
+}

@@ -1,0 +1,210 @@
+//! Keys: one page, one key, however its URL is spelt; and what is not in the key is not sent to the origin either.
+
+use std::borrow::Cow;
+
+/// Query keys that follow visitors around and never change a page.
+const TRACKING: [&str; 17] = [
+    "gclid",
+    "gbraid",
+    "wbraid",
+    "dclid",
+    "fbclid",
+    "msclkid",
+    "ttclid",
+    "twclid",
+    "li_fat_id",
+    "mc_cid",
+    "mc_eid",
+    "_ga",
+    "_gl",
+    "igshid",
+    "yclid",
+    "srsltid",
+    // The router's cache-buster: without an RSC header the page is the same whatever it says.
+    "_rsc",
+];
+
+/// A host in the form that keys and the origin see: lower case, no trailing dot, no port that is the default of `http` or `https`.
+/// `None` for what is no host.
+pub fn canonical_host(host: &str) -> Option<String> {
+    let (name, port) = match host.strip_prefix('[') {
+        Some(rest) => {
+            let (address, after) = rest.split_once(']')?;
+            address.parse::<std::net::Ipv6Addr>().ok()?;
+            let port = if after.is_empty() { None } else { Some(after.strip_prefix(':')?) };
+            (&host[..address.len() + 2], port)
+        }
+        None => match host.split_once(':') {
+            Some((name, port)) => (name, Some(port)),
+            None => (host, None),
+        },
+    };
+    let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"-_.~".contains(&b);
+    let sane = !name.is_empty() && name.len() <= 253 && (name.starts_with('[') || name.bytes().all(plain)) && !name.contains("..") && !name.starts_with('.');
+    if !sane {
+        return None;
+    }
+    match port {
+        None | Some("" | "80" | "443") => Some(name),
+        Some(port) if port.bytes().all(|b| b.is_ascii_digit()) => {
+            let port: u16 = port.parse().ok()?;
+            Some(if matches!(port, 80 | 443) { name } else { format!("{name}:{port}") })
+        }
+        Some(_) => None,
+    }
+}
+
+/// A path in the form that keys and the origin see: escapes of unreserved characters decoded, all other escapes in upper case, nothing
+/// removed and nothing collapsed. Bytes that a path may not have bare (RFC 3986 section 3.3) are escaped. Idempotent.
+pub fn normalize_path(path: &str) -> Cow<'_, str> {
+    normalize_escapes(path, |b| b.is_ascii_alphanumeric() || b"-._~!$&'()*+,;=:@/".contains(&b))
+}
+
+fn normalize_escapes(text: &str, allowed: fn(u8) -> bool) -> Cow<'_, str> {
+    if text.bytes().all(allowed) {
+        return Cow::Borrowed(text);
+    }
+    let bytes = text.as_bytes();
+    let mut out = String::with_capacity(text.len() + 8);
+    let escape = |out: &mut String, byte: u8| {
+        const HEX: &[u8; 16] = b"0123456789ABCDEF";
+        out.push('%');
+        out.push(HEX[usize::from(byte >> 4)] as char);
+        out.push(HEX[usize::from(byte & 15)] as char);
+    };
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        if byte == b'%' {
+            if let Some(decoded) = escaped(bytes, at) {
+                if decoded.is_ascii_alphanumeric() || b"-._~".contains(&decoded) {
+                    out.push(decoded as char);
+                } else {
+                    escape(&mut out, decoded);
+                }
+                at += 3;
+                continue;
+            }
+            // A percent sign that begins no escape stays one, spelt so that it can not be taken for another.
+            escape(&mut out, byte);
+        } else if allowed(byte) {
+            out.push(byte as char);
+        } else {
+            escape(&mut out, byte);
+        }
+        at += 1;
+    }
+    Cow::Owned(out)
+}
+
+/// The byte that `%XX` at this place stands for.
+fn escaped(bytes: &[u8], at: usize) -> Option<u8> {
+    let digit = |index: usize| bytes.get(index).and_then(|b| (*b as char).to_digit(16));
+    Some((digit(at + 1)? * 16 + digit(at + 2)?) as u8)
+}
+
+/// A path that origin and cache may read differently: `//`, `\`, `%5c`, `%2f`, `%00`, control bytes, dot segments (escaped ones too), a
+/// percent sign that begins no escape. It is neither cached nor rewritten.
+pub fn is_suspicious_path(path: &str) -> bool {
+    let bytes = path.as_bytes();
+    if !path.starts_with('/') || memchr::memmem::find(bytes, b"//").is_some() {
+        return true;
+    }
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        if byte == b'%' {
+            match escaped(bytes, at) {
+                None | Some(b'\\' | b'/' | 0..=0x1f | 0x7f) => return true,
+                Some(decoded) => plain.push(decoded),
+            }
+            at += 3;
+            continue;
+        }
+        if byte == b'\\' || byte.is_ascii_control() {
+            return true;
+        }
+        plain.push(byte);
+        at += 1;
+    }
+    // Some servers cut parameters (`;…`) off a segment before they look at its dots.
+    plain.split(|&b| b == b'/').any(|segment| {
+        let name = segment.split(|&b| b == b';').next().unwrap_or(segment);
+        name == b"." || name == b".."
+    })
+}
+
+/// Which query keys a rule keeps.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct QueryRule<'a> {
+    /// Keep these only; `None`: all but tracking and internal keys.
+    pub allow: Option<&'a [String]>,
+    /// Drop these too.
+    pub ignore: &'a [String],
+}
+
+/// A query, reduced.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Query {
+    /// For the key: empty, or `?` and the pairs.
+    pub key: String,
+    /// For the fill's request: the same pairs, without `?`; `None`: no query. Equal keys always ask the origin the same thing.
+    pub forward: Option<String>,
+}
+
+/// Reduces a page's query (without `?`): tracking keys, internal keys and those that the rule does not want are dropped, the rest is sorted by key;
+/// pairs with equal keys keep their order.
+pub fn reduce_query(query: &str, rule: QueryRule<'_>) -> Query {
+    let mut pairs: Vec<(Vec<u8>, Cow<'_, str>)> = query
+        .split('&')
+        .filter(|pair| !pair.is_empty())
+        .filter_map(|pair| {
+            let name = decoded_name(pair);
+            let listed = |list: &[String]| list.iter().any(|known| known.as_bytes() == name);
+            let keep = !is_internal(&name) && !is_tracking(&name) && !listed(rule.ignore) && rule.allow.is_none_or(listed);
+            keep.then(|| {
+                let text = normalize_escapes(pair, |b| b.is_ascii_alphanumeric() || b"-._~!$'()*+,;=:@/?".contains(&b));
+                (name, text)
+            })
+        })
+        .collect();
+    pairs.sort_by(|a, b| a.0.cmp(&b.0));
+    if pairs.is_empty() {
+        return Query::default();
+    }
+    let text = pairs.iter().map(|(_, text)| text.as_ref()).collect::<Vec<_>>().join("&");
+    Query { key: format!("?{text}"), forward: Some(text) }
+}
+
+/// A query without the keys that only the framework itself may send; all else byte for byte. For requests that pass.
+pub fn strip_internal(query: &str) -> Cow<'_, str> {
+    if query.split('&').all(|pair| !is_internal(&decoded_name(pair))) {
+        return Cow::Borrowed(query);
+    }
+    Cow::Owned(query.split('&').filter(|pair| !is_internal(&decoded_name(pair))).collect::<Vec<_>>().join("&"))
+}
+
+/// A page's key as it is shown: `{class}:{host}{path}{?query}`; host, path and query as the functions above return them.
+pub fn page_key(class: &str, host: &str, path: &str, query: &Query) -> String {
+    let mut key = String::with_capacity(class.len() + 1 + host.len() + path.len() + query.key.len());
+    for part in [class, ":", host, path, &query.key] {
+        key.push_str(part);
+    }
+    key
+}
+
+/// The name as the origin will read it: an escaped letter hides nothing.
+fn decoded_name(pair: &str) -> Vec<u8> {
+    let name = pair.split('=').next().unwrap_or(pair);
+    let plus: Vec<u8> = name.bytes().map(|b| if b == b'+' { b' ' } else { b }).collect();
+    percent_encoding::percent_decode(&plus).collect()
+}
+
+fn is_internal(name: &[u8]) -> bool {
+    [&b"nxtP"[..], b"nxtI", b"__next"].iter().any(|prefix| name.starts_with(prefix))
+}
+
+fn is_tracking(name: &[u8]) -> bool {
+    let utm = name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"utm_"));
+    utm || TRACKING.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
+}
