@@ -65,10 +65,8 @@ pub(crate) static PRODUCTS: LazyLock<Vec<Product>> = LazyLock::new(|| {
 });
 
 static DEALS: LazyLock<Vec<Deal>> = LazyLock::new(|| {
-    PRODUCTS
-        .iter()
-        .step_by(5)
-        .enumerate()
+    (0..8)
+        .map(|i| (i, &PRODUCTS[i * 11 % PRODUCTS.len()])) // all categories, no product twice
         .map(|(i, product)| {
             let percent_off = 10 + (i as u64 % 4) * 10;
             Deal {
