@@ -1,0 +1,57 @@
+//! What a route asks of a request beside its host and path.
+
+use super::{Query, host::Name, pattern::Pattern};
+use http::{HeaderName, Method};
+use smallvec::SmallVec;
+use std::sync::Arc;
+
+/// Methods, headers and server names of a route; each kind that is empty accepts everything.
+#[derive(Debug)]
+pub(super) struct Conditions {
+    pub(super) methods: Vec<Method>,
+    pub(super) headers: Vec<HeaderCondition>,
+    pub(super) snis: Vec<Name>,
+}
+
+/// One header name with the values of which one must be there.
+#[derive(Debug)]
+pub(super) struct HeaderCondition {
+    pub(super) name: HeaderName,
+    /// In lower case.
+    pub(super) values: Vec<Box<[u8]>>,
+    pub(super) patterns: Vec<Arc<Pattern>>,
+}
+
+/// What is known of a request while its route is looked for.
+pub(super) struct Subject<'q> {
+    pub(super) query: &'q Query<'q>,
+    /// The path as routes see it.
+    pub(super) text: &'q str,
+    /// Server name in lower case, without a dot at its end.
+    pub(super) sni: Option<&'q str>,
+    /// Whether the request came by TLS: without it, server names are no condition.
+    pub(super) tls: bool,
+}
+
+impl Conditions {
+    /// Whether a request meets them all.
+    pub(super) fn accept(&self, subject: &Subject<'_>) -> bool {
+        (self.methods.is_empty() || self.methods.contains(subject.query.method))
+            && (self.snis.is_empty() || !subject.tls || subject.sni.is_some_and(|sni| self.snis.iter().any(|name| name.covers(sni))))
+            && self.headers.iter().all(|header| header.accepts(subject))
+    }
+}
+
+impl HeaderCondition {
+    fn accepts(&self, subject: &Subject<'_>) -> bool {
+        subject.query.headers.get_all(&self.name).iter().any(|value| {
+            let value = value.as_bytes();
+            self.values.iter().any(|known| known.eq_ignore_ascii_case(value)) || self.patterns.iter().any(|pattern| pattern.is_in(value))
+        })
+    }
+}
+
+/// A header value in lower case.
+pub(super) fn lower_value(value: &[u8]) -> SmallVec<[u8; 64]> {
+    value.iter().map(u8::to_ascii_lowercase).collect()
+}
