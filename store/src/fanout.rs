@@ -43,19 +43,14 @@ pub(crate) struct Fanout {
 }
 
 impl Fanout {
-    /// Adds a subscriber; `gap_first` tells it at once that messages may have passed it. The flag returned is whether the channel is new here.
-    pub(crate) fn subscribe(&self, channel: &str, gap_first: bool) -> (Subscription, bool) {
+    /// Adds a subscriber.
+    pub(crate) fn subscribe(&self, channel: &str) -> Subscription {
         let (queue, messages) = mpsc::channel(QUEUE);
-        let mut listener = Listener { queue, gap_last: false };
-        if gap_first {
-            listener.gap();
-        }
         let mut channels = self.channels.lock();
         let listeners = channels.entry(channel.to_owned()).or_default();
         listeners.retain(|l| !l.queue.is_closed());
-        let new = listeners.is_empty();
-        listeners.push(listener);
-        (Subscription { messages }, new)
+        listeners.push(Listener { queue, gap_last: false });
+        Subscription { messages }
     }
 
     /// Hands `payload` to all subscribers of `channel`.
@@ -103,7 +98,7 @@ mod tests {
     #[test]
     fn a_slow_subscriber_learns_of_its_loss_without_a_further_message() {
         let fanout = Fanout::default();
-        let (mut slow, _) = fanout.subscribe("c", false);
+        let mut slow = fanout.subscribe("c");
         for n in 0..QUEUE + 50 {
             fanout.publish("c", &Bytes::from(n.to_string()));
         }
@@ -122,9 +117,8 @@ mod tests {
     #[test]
     fn who_has_gone_is_forgotten() {
         let fanout = Fanout::default();
-        let (gone, first) = fanout.subscribe("c", false);
-        let (_stays, second) = fanout.subscribe("d", false);
-        assert!(first && second);
+        let gone = fanout.subscribe("c");
+        let _stays = fanout.subscribe("d");
         drop(gone);
         assert_eq!(fanout.channels(), ["d"]);
     }

@@ -14,6 +14,8 @@ mod contracts;
 mod fanout;
 pub mod memory;
 pub mod redis;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use contracts::*;
 

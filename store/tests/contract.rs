@@ -418,3 +418,20 @@ mod memory {
     }
     suite!(open);
 }
+
+mod redis {
+    use std::time::Duration;
+    use weir_store::testing::RedisServer;
+    use weir_store::{Store, StoreOptions};
+
+    /// Two stores with connections of their own, as two processes have.
+    async fn open() -> super::Opened<RedisServer> {
+        let server = RedisServer::start();
+        // The suite is about what calls do, not how soon: on a loaded machine 50 ms can pass.
+        let options = StoreOptions { deadline: Duration::from_secs(10), connect_timeout: Duration::from_secs(10), ..StoreOptions::default() };
+        let a = Store::open(&server.url(), &options).await.unwrap();
+        let b = Store::open(&server.url(), &options).await.unwrap();
+        super::Opened { a, b, _guard: server }
+    }
+    suite!(open);
+}

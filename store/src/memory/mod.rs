@@ -54,7 +54,7 @@ impl Bus for MemoryBus {
 
     async fn subscribe(&self, channel: &str) -> StoreResult<Subscription> {
         self.calls.count();
-        Ok(self.fanout.subscribe(channel, false).0)
+        Ok(self.fanout.subscribe(channel))
     }
 }
 

@@ -1,3 +1,66 @@
-//! The Redis back end.
-use crate::*;
-pub(crate) async fn open(_url: &str, _options: &StoreOptions) -> Result<Store, StoreError> { unimplemented!() }
+//! The Redis back end: one server, a master behind sentinels, or a cluster; Redis 6.0 or newer.
+//!
+//! - [`Store::open`](crate::Store::open) never fails because Redis is away: a task connects, again and again, with growing delays.
+//! - Every call ends within the deadline and goes through a breaker: see [`StoreOptions`](crate::StoreOptions).
+//! - What must happen in one piece is a script. On a Cluster all keys of one script must lie in one slot. For the keys of one entry the store
+//!   sees to that itself; counters that are taken together must carry one hash tag of the caller's choice: `{alice}:second`, `{alice}:minute`.
+//! - Redis replicates without waiting: a failover can forget the last writes, locks too. Fences start at Redis' clock and so still rise.
+//!
+//! What the keys look like is told in `keys.rs`.
+
+mod breaker;
+mod bus;
+mod calls;
+mod connect;
+mod keys;
+mod ledger;
+mod link;
+mod scripts;
+mod url;
+
+use crate::{Health, Store, StoreError, StoreOptions, StoreTotals};
+use std::sync::Arc;
+
+/// Opens the store. Waits for the end of the first attempt to connect, good or bad, so for the connect timeout at most.
+///
+/// Errors: only for a URL or a prefix that can not be used.
+pub(crate) async fn open(url: &str, options: &StoreOptions) -> Result<Store, StoreError> {
+    let target = url::Target::parse(url)?;
+    // A brace in it would be the hash tag of all keys, or would break the one that is.
+    if options.prefix.contains(['{', '}']) {
+        return Err(StoreError::Url("the prefix must not contain '{' or '}'".into()));
+    }
+    let link = link::Link::start(connect::Connector::new(target, options), options.clone()).await;
+    let waiters = Arc::new(ledger::Waiters::default());
+    let ended = format!("{}ledger-ended:{}", options.prefix, link.connector.target.db);
+    let hook = bus::Hook { channel: ended.clone(), call: Box::new({ let waiters = waiters.clone(); move |key| waiters.ended(key) }) };
+    let calls = Arc::new(calls::RedisCalls(link.clone()));
+    Ok(Store {
+        blobs: calls.clone(),
+        locks: calls.clone(),
+        counters: calls,
+        ledger: Arc::new(ledger::RedisLedger::new(link.clone(), waiters, ended)),
+        bus: Arc::new(bus::RedisBus::start(link.clone(), hook)),
+        health: Arc::new(RedisHealth(link)),
+    })
+}
+
+struct RedisHealth(Arc<link::Link>);
+
+impl Health for RedisHealth {
+    fn kind(&self) -> &'static str {
+        self.0.connector.target.kind_name()
+    }
+
+    fn address(&self) -> String {
+        self.0.connector.target.address()
+    }
+
+    fn check(&self) -> Result<(), String> {
+        self.0.check()
+    }
+
+    fn totals(&self) -> StoreTotals {
+        self.0.totals()
+    }
+}

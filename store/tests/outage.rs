@@ -1,0 +1,262 @@
+//! Redis goes away and comes back. No test asserts how long a thing took, only that it comes to pass.
+
+use bytes::Bytes;
+use std::future::Future;
+use std::time::Duration;
+use weir_store::testing::{RedisServer, free_port};
+use weir_store::*;
+
+const LONG: Duration = Duration::from_secs(60);
+
+async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+    for _ in 0..2000 {
+        if let Some(value) = probe().await {
+            return value;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    panic!("never came to pass: {what}");
+}
+
+fn options() -> StoreOptions {
+    StoreOptions { deadline: Duration::from_millis(500), breaker_open: Duration::from_millis(200), ..StoreOptions::default() }
+}
+
+fn passes(error: &StoreError) -> bool {
+    matches!(error, StoreError::Away(_) | StoreError::Late(_))
+}
+
+/// Every kind of call once; the errors of those that failed.
+async fn every_call(store: &Store) -> Vec<StoreError> {
+    let lease = Lease { key: "k".into(), owner: "nobody".into(), fence: 1 };
+    let take = Take { key: "k".into(), cost: 1, limit: u64::MAX, ttl: LONG };
+    let value = Bytes::from_static(b"v");
+    let outcomes = [
+        store.blobs.get("k").await.err(),
+        store.blobs.put("k", value.clone(), LONG, None).await.err(),
+        store.blobs.put("k", value.clone(), LONG, Some(1)).await.err(),
+        store.blobs.delete(&["k".into()]).await.err(),
+        store.locks.acquire("k", LONG).await.err(),
+        store.locks.renew(&lease, LONG).await.err(),
+        store.locks.release(&lease).await.err(),
+        store.counters.take(&[take]).await.err(),
+        store.counters.add("k", 1, LONG).await.err(),
+        store.counters.peek("k").await.err(),
+        store.ledger.begin("k", "f", LONG, LONG).await.err(),
+        store.ledger.acting(&lease, LONG).await.err(),
+        store.ledger.renew(&lease, LONG).await.err(),
+        store.ledger.complete(&lease, value.clone(), LONG).await.err(),
+        store.ledger.abandon(&lease).await.err(),
+        store.ledger.wait("other", LONG).await.err(),
+        store.bus.publish("c", value).await.err(),
+    ];
+    outcomes.into_iter().flatten().collect()
+}
+const CALLS: usize = 17;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_redis_fails_calls_and_a_restarted_one_serves_them() {
+    let mut server = RedisServer::start();
+    let store = Store::open(&server.url(), &options()).await.unwrap();
+    eventually("all calls are answered", || async { every_call(&store).await.is_empty().then_some(()) }).await;
+    assert_eq!(store.health.check(), Ok(()));
+
+    server.kill();
+    let errors = every_call(&store).await;
+    assert_eq!(errors.len(), CALLS, "{errors:?}");
+    assert!(errors.iter().all(passes), "{errors:?}");
+    assert!(store.health.check().is_err());
+    assert!(store.health.totals().failures >= CALLS as u64);
+    assert!(store.health.totals().breaker_opened >= 1);
+
+    server.restart();
+    // Without any traffic.
+    eventually("health is good again", || async { store.health.check().ok() }).await;
+    // The new server knows none of the scripts.
+    eventually("all calls are answered again", || async { every_call(&store).await.is_empty().then_some(()) }).await;
+    assert_eq!(store.health.check(), Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn health_notices_a_loss_without_traffic() {
+    let mut server = RedisServer::start();
+    let store = Store::open(&server.url(), &options()).await.unwrap();
+    eventually("health is good", || async { store.health.check().ok() }).await;
+    let before = store.health.totals().calls;
+    server.kill();
+    let reason = eventually("the loss is noticed", || async { store.health.check().err() }).await;
+    assert!(!reason.is_empty());
+    server.restart();
+    eventually("the return is noticed", || async { store.health.check().ok() }).await;
+    assert_eq!(store.health.totals().calls, before, "pings are not counted as calls");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn opens_while_redis_is_away() {
+    let port = free_port();
+    let store = Store::open(&format!("redis://:hunter2@127.0.0.1:{port}"), &options()).await.unwrap();
+    let error = store.blobs.get("k").await.unwrap_err();
+    assert!(passes(&error), "{error:?}");
+    let reason = store.health.check().unwrap_err();
+    for text in [error.to_string(), reason, store.health.address()] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
+    let mut early = store.bus.subscribe("c").await.unwrap();
+    let _server = RedisServer::try_start(port, &["--requirepass", "hunter2"]).expect("the port is still free");
+    eventually("it is found", || async { store.blobs.get("k").await.ok() }).await;
+    assert_eq!(early.messages.recv().await, Some(Message::Gap), "who subscribed while it was away hears of a gap first");
+    store.bus.publish("c", Bytes::from_static(b"now")).await.unwrap();
+    assert_eq!(early.messages.recv().await, Some(Message::Data(Bytes::from_static(b"now"))));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wrong_password_is_an_outage_and_is_not_told() {
+    let server = RedisServer::start_with(&["--requirepass", "right-one"]);
+    let store = Store::open(&format!("redis://:wrong-one@127.0.0.1:{}", server.port()), &options()).await.unwrap();
+    let mut errors = every_call(&store).await;
+    assert_eq!(errors.len(), CALLS);
+    assert!(errors.iter().all(passes), "{errors:?}");
+    errors.push(StoreError::Away(store.health.check().unwrap_err()));
+    assert!(errors.iter().all(|e| !format!("{e:?} {e}").contains("wrong-one")), "{errors:?}");
+    let good = Store::open(&format!("redis://default:right-one@127.0.0.1:{}/3", server.port()), &options()).await.unwrap();
+    eventually("the right password is taken", || async { good.blobs.put("k", Bytes::new(), LONG, None).await.ok() }).await;
+    assert_eq!(good.health.address(), format!("redis://127.0.0.1:{}/3", server.port()));
+    assert!(!good.health.address().contains("right-one"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_paused_redis_makes_calls_late_then_opens_the_breaker() {
+    let server = RedisServer::start();
+    let options = StoreOptions { deadline: Duration::from_millis(100), breaker_failures: 3, breaker_open: Duration::from_secs(3600), ..options() };
+    let store = Store::open(&server.url(), &options).await.unwrap();
+    eventually("calls are answered", || async { store.counters.peek("k").await.ok() }).await;
+    server.pause();
+    let mut seen = Vec::new();
+    while seen.len() < 10 {
+        seen.push(store.counters.peek("k").await.unwrap_err());
+    }
+    assert!(seen.iter().any(|e| matches!(e, StoreError::Late(d) if *d == options.deadline)), "{seen:?}");
+    assert!(seen[5..].iter().all(|e| matches!(e, StoreError::Away(reason) if reason.contains("breaker open"))), "{seen:?}");
+    assert_eq!(store.health.totals().breaker_opened, 1);
+    server.resume();
+    assert!(matches!(store.counters.peek("k").await, Err(StoreError::Away(_))), "open is open, whatever Redis does");
+    assert!(store.health.check().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_breaker_closes_when_the_probe_is_answered() {
+    let server = RedisServer::start();
+    let options = StoreOptions { deadline: Duration::from_millis(200), breaker_failures: 2, breaker_open: Duration::from_millis(300), ..options() };
+    let store = Store::open(&server.url(), &options).await.unwrap();
+    eventually("calls are answered", || async { store.counters.add("k", 1, LONG).await.ok() }).await;
+    server.pause();
+    eventually("the breaker opens", || async { (store.counters.peek("k").await.is_err() && store.health.totals().breaker_opened == 1).then_some(()) }).await;
+    server.resume();
+    eventually("the breaker closes", || async { store.counters.peek("k").await.ok() }).await;
+    for _ in 0..20 {
+        store.counters.peek("k").await.unwrap();
+    }
+    assert_eq!(store.health.totals().breaker_opened, 1);
+    assert_eq!(store.health.check(), Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_bus_tells_of_a_gap_and_goes_on() {
+    let mut server = RedisServer::start();
+    let a = Store::open(&server.url(), &options()).await.unwrap();
+    let b = Store::open(&server.url(), &options()).await.unwrap();
+    let mut news = b.bus.subscribe("news").await.unwrap();
+    let mut other = b.bus.subscribe("other").await.unwrap();
+    eventually("messages arrive", || {
+        let got = matches!(news.messages.try_recv(), Ok(Message::Data(_)));
+        let a = a.clone();
+        async move {
+            let _ = a.bus.publish("news", Bytes::from_static(b"before")).await;
+            got.then_some(())
+        }
+    })
+    .await;
+    server.restart();
+    // On both channels, also on the one where nothing was ever published.
+    for subscription in [&mut news, &mut other] {
+        loop {
+            match tokio::time::timeout(Duration::from_secs(20), subscription.messages.recv()).await.expect("a gap").expect("still open") {
+                Message::Gap => break,
+                Message::Data(payload) => assert_eq!(payload, "before"),
+            }
+        }
+    }
+    eventually("publishing works again", || async { a.bus.publish("news", Bytes::from_static(b"after")).await.ok() }).await;
+    loop {
+        match tokio::time::timeout(Duration::from_secs(20), news.messages.recv()).await.expect("data").expect("still open") {
+            Message::Gap => {}
+            Message::Data(payload) => break assert_eq!(payload, "after"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn fences_rise_past_a_redis_that_lost_its_memory() {
+    let mut server = RedisServer::start();
+    let store = Store::open(&server.url(), &options()).await.unwrap();
+    let old = eventually("a lock", || async { store.locks.acquire("k", LONG).await.ok().flatten() }).await;
+    server.restart();
+    let new = eventually("a lock again", || async { store.locks.acquire("k", LONG).await.ok().flatten() }).await;
+    assert!(new.fence > old.fence, "{} then {}", old.fence, new.fence);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_ours_under_a_key_is_an_unreadable_answer() {
+    let server = RedisServer::start();
+    let store = Store::open(&server.url(), &options()).await.unwrap();
+    eventually("calls are answered", || async { store.counters.peek("k").await.ok() }).await;
+    server.command("LPUSH weir:blob:{k} x").unwrap();
+    server.command("LPUSH weir:ledger:{k} x").unwrap();
+    server.command("SET weir:count:{k} many").unwrap();
+    for _ in 0..10 {
+        assert!(matches!(store.blobs.get("k").await, Err(StoreError::Corrupt(_))));
+        assert!(matches!(store.ledger.begin("k", "f", LONG, LONG).await, Err(StoreError::Corrupt(_))));
+        assert!(matches!(store.counters.add("k", 1, LONG).await, Err(StoreError::Corrupt(_))));
+        assert!(matches!(store.counters.peek("k").await, Err(StoreError::Corrupt(_))));
+    }
+    assert_eq!(store.health.totals().breaker_opened, 0, "Redis did answer");
+    assert_eq!(store.health.check(), Ok(()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn prefixes_and_databases_keep_stores_apart() {
+    let server = RedisServer::start();
+    let open = async |db: u32, prefix: &str| {
+        let options = StoreOptions { prefix: prefix.into(), ..options() };
+        Store::open(&format!("{}/{db}", server.url()), &options).await.unwrap()
+    };
+    let stores = [open(0, "one:").await, open(0, "two:").await, open(1, "one:").await];
+    let mut subscriptions = Vec::new();
+    for (n, store) in stores.iter().enumerate() {
+        eventually("a write", || async { store.counters.add("k", n as u64 + 1, LONG).await.ok() }).await;
+        subscriptions.push(store.bus.subscribe("c").await.unwrap());
+    }
+    for (n, store) in stores.iter().enumerate() {
+        assert_eq!(store.counters.peek("k").await.unwrap(), n as u64 + 1);
+        store.bus.publish("c", Bytes::from(n.to_string())).await.unwrap();
+    }
+    for (n, subscription) in subscriptions.iter_mut().enumerate() {
+        let heard = loop {
+            match subscription.messages.recv().await.unwrap() {
+                Message::Data(payload) => break payload,
+                Message::Gap => {}
+            }
+        };
+        assert_eq!(heard, n.to_string());
+        assert!(!matches!(subscription.messages.try_recv(), Ok(Message::Data(_))));
+    }
+}
+
+#[tokio::test]
+async fn unusable_addresses_and_prefixes_are_errors() {
+    for url in ["", "memroy", "http://h", "redis://h:x", "redis+sentinel://h"] {
+        assert!(matches!(Store::open(url, &options()).await, Err(StoreError::Url(_))), "{url}");
+    }
+    let braces = StoreOptions { prefix: "{weir}:".into(), ..options() };
+    assert!(matches!(Store::open("redis://127.0.0.1:1", &braces).await, Err(StoreError::Url(_))));
+}
