@@ -1,1 +1,34 @@
-//! Placeholder.
+//! Sockets: the only crate that knows pingora. Listeners, HTTP/1.1 and HTTP/2 towards clients, HTTP/1.1 towards upstreams, and the
+//! two doors' ways of a request.
+//!
+//! ```text
+//! bytes ─► server (door) ─► h1_server │ h2_server      strict heads, framing, deadlines
+//!                                └──────┬─────┘
+//!                                       ▼  one `Downstream`
+//!                        edge: classify · guest · pages ──► gateway: route · chain
+//!                                       │                      │
+//!                                       └──────► work ◄────────┘   cache · forward · reply, one way out
+//!                                                  │
+//!                                   origin (fills) · forward · exchange · dial
+//! ```
+
+pub mod access;
+pub mod classify;
+pub mod deadline;
+pub mod dial;
+pub mod downstream;
+pub mod edge;
+pub mod exchange;
+pub mod forward;
+pub mod gateway;
+pub mod guest;
+pub mod h1;
+pub mod h1_server;
+pub mod h2_server;
+pub mod live;
+pub mod origin;
+pub mod pages;
+pub mod server;
+pub mod warm;
+pub mod wire;
+pub mod work;

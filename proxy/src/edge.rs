@@ -1,0 +1,251 @@
+//! The edge's way of a request: what kind it is, whose it is, whether the cache may answer it.
+
+use crate::{
+    classify::{self, Class},
+    downstream::Downstream,
+    gateway,
+    guest::Visitor,
+    live::EdgeRules,
+    origin::OriginFetch,
+    pages::PagePlan,
+    work::{Shown, Work},
+};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header, request};
+use std::sync::Arc;
+use weir_cache::{Report, Verdict};
+use weir_config::{ApiTarget, GuestIssue};
+use weir_gateway::{Chain, Reply, Scheme};
+
+/// What a fill asks for: the page as a browser without history would.
+const FILL_ACCEPT: &str = "text/html,application/xhtml+xml";
+const FILL_AGENT: &str = concat!("Mozilla/5.0 (compatible; Weir/", env!("CARGO_PKG_VERSION"), ")");
+
+/// Serves a request that came by the edge's door.
+pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request::Parts) {
+    let live = work.live.clone();
+    let Some(edge) = &live.edge else { return };
+    let none = Chain::default();
+    work.shown = Shown {
+        status: edge.config.headers.status,
+        key: edge.config.headers.key,
+        cache_status: edge.config.headers.cache_status,
+        strip_site: true,
+    };
+    let told = classify::classify(&request, &edge.classify);
+    work.label = told.class.name().into();
+    if !host_is_served(edge, &work.cx.client.host) {
+        work.cx.failure = Some("wrong-host");
+        return work.error(&none, StatusCode::MISDIRECTED_REQUEST, "this host is not served here").await;
+    }
+    match told.class {
+        Class::Reject(status) => {
+            work.cx.failure = Some(told.reason);
+            work.bypass(told.reason);
+            let status = StatusCode::from_u16(status.into()).unwrap_or(StatusCode::BAD_REQUEST);
+            return work.error(&none, status, told.reason).await;
+        }
+        Class::Health => {
+            let reply = Reply::json("weir", StatusCode::OK, &serde_json::json!({ "status": "ok" })).with("cache-control", "no-store");
+            return work.reply(&none, reply).await;
+        }
+        _ => {}
+    }
+    classify::strip_request_headers(&mut request.headers, told.class);
+    if let Some(query) = request.uri.query()
+        && !matches!(told.class, Class::Static | Class::Image)
+    {
+        let kept = classify::strip_internal_query(query);
+        if kept != query {
+            let text = if kept.is_empty() { request.uri.path().to_string() } else { format!("{}?{kept}", request.uri.path()) };
+            if let Ok(uri) = text.parse() {
+                request.uri = uri;
+            }
+        }
+    }
+    let visitor = whose(work, edge, &mut request, told.class, told.monitor).await;
+    match told.class {
+        Class::Api if edge.config.api == ApiTarget::Gateway => return gateway::handle(work, request).await,
+        Class::Api if edge.api.is_some() => {
+            let service = edge.api.clone().unwrap_or_else(|| edge.origin.clone());
+            gateway::forwarded(&mut request.headers, &work.cx);
+            work.cx.service = Some(service.clone());
+            work.bypass("api");
+            return work.forward(&none, &service, request).await;
+        }
+        Class::Document if matches!(request.method, Method::GET | Method::HEAD) => {
+            let https = work.cx.client.scheme == Scheme::Https;
+            match edge.pages.plan(https, &work.cx.client.host, &request.uri) {
+                None => work.bypass("no-rule"),
+                Some(plan) if visitor == Who::SignedIn && !plan.page.shared_by_all() => work.bypass_key("signed-in", &plan.plan.key),
+                Some(plan) => return page(work, edge, request, plan).await,
+            }
+        }
+        Class::Draft => {
+            work.private = true;
+            work.bypass("draft");
+        }
+        class => work.bypass(class.name()),
+    }
+    pass(work, edge, request).await;
+}
+
+/// Whose request it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Who {
+    SignedIn,
+    Guest,
+    Unknown,
+}
+
+impl<D: Downstream> Work<'_, D> {
+    fn bypass(&mut self, reason: &'static str) {
+        self.cx.report = Some(Report { fwd: Some("bypass"), detail: Some(reason), ..Report::new(Verdict::Bypass) });
+    }
+
+    fn bypass_key(&mut self, reason: &'static str, key: &str) {
+        self.bypass(reason);
+        if let Some(report) = &mut self.cx.report {
+            report.key = Some(key.to_string());
+        }
+    }
+}
+
+/// A document that a rule wants cached.
+async fn page<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: request::Parts, plan: PagePlan<'_>) {
+    let none = Arc::new(Chain::default());
+    let fetch = OriginFetch {
+        weir: work.weir.clone(),
+        service: edge.origin.clone(),
+        request: fill_request(work, &plan),
+        chain: none.clone(),
+        client: work.cx.client.clone(),
+        route: None,
+    };
+    work.cx.service = Some(edge.origin.clone());
+    if let Some(report) = work.through_cache(&none, &plan.plan, &request, fetch, false).await {
+        work.cx.report = Some(report);
+        pass(work, edge, request).await;
+    }
+}
+
+/// A fill's request holds what the key holds, and nothing of the visitor who happened to cause it.
+fn fill_request<D>(work: &Work<'_, D>, plan: &PagePlan<'_>) -> request::Parts {
+    let mut fill = Request::new(()).into_parts().0;
+    fill.uri = plan.target.clone();
+    let scheme = work.cx.client.scheme;
+    let port = plan.host.rsplit_once(':').and_then(|(_, p)| p.parse::<u16>().ok()).unwrap_or(if scheme == Scheme::Https { 443 } else { 80 });
+    let mut set = |name: HeaderName, text: &str| {
+        if let Ok(value) = HeaderValue::from_str(text) {
+            fill.headers.insert(name, value);
+        }
+    };
+    set(header::HOST, &plan.host);
+    set(header::ACCEPT, FILL_ACCEPT);
+    set(header::ACCEPT_ENCODING, "identity");
+    set(header::USER_AGENT, FILL_AGENT);
+    set(header::VIA, "1.1 weir");
+    set(HeaderName::from_static("x-forwarded-host"), &plan.host);
+    set(HeaderName::from_static("x-forwarded-proto"), scheme.as_str());
+    set(HeaderName::from_static("x-forwarded-port"), &port.to_string());
+    set(HeaderName::from_static("x-request-id"), work.cx.id.as_str());
+    if let Some(token) = &plan.page.rule.fill_token {
+        set(header::AUTHORIZATION, &format!("Bearer {}", token.expose()));
+        if let Some(value) = fill.headers.get_mut(header::AUTHORIZATION) {
+            value.set_sensitive(true);
+        }
+    }
+    fill
+}
+
+/// To the origin and back, streamed, with the visitor's own fields.
+async fn pass<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, mut request: request::Parts) {
+    gateway::forwarded(&mut request.headers, &work.cx);
+    work.cx.service = Some(edge.origin.clone());
+    if !edge.origin.path.is_empty() {
+        let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
+        if let Ok(uri) = format!("{}{path}", edge.origin.path).parse() {
+            request.uri = uri;
+        }
+    }
+    work.forward(&Chain::default(), &edge.origin, request).await;
+}
+
+fn host_is_served(edge: &EdgeRules, host: &str) -> bool {
+    let hosts = &edge.config.hosts;
+    if hosts.is_empty() {
+        return true;
+    }
+    let Some(canonical) = weir_cache::keys::canonical_host(host) else { return false };
+    let name = if canonical.starts_with('[') { canonical.as_str() } else { canonical.split(':').next().unwrap_or("") };
+    hosts.iter().any(|h| h.eq_ignore_ascii_case(name) || h.eq_ignore_ascii_case(&canonical))
+}
+
+/// Finds out whose request it is, and gives a visitor without a token a fresh one. The token goes upstream as
+/// `Authorization: Bearer` and to the visitor as a cookie; the guest cookie itself goes no further.
+async fn whose<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: &mut request::Parts, class: Class, monitor: bool) -> Who {
+    let Some((config, issuer)) = &edge.guests else {
+        let signed_in = request.headers.contains_key(header::AUTHORIZATION) || has_cookie(&request.headers, &edge.config.session_cookies);
+        return if signed_in { Who::SignedIn } else { Who::Unknown };
+    };
+    let token = match issuer.find_token(&request.headers, &edge.config.session_cookies) {
+        Visitor::SignedIn => return Who::SignedIn,
+        Visitor::Guest(token) => token,
+        Visitor::None if monitor || matches!(class, Class::Static | Class::Image) => return Who::Unknown,
+        Visitor::None => {
+            let remote = match &config.issue {
+                GuestIssue::Local => None,
+                GuestIssue::Remote { url, timeout } => ask_for_token(work, url, *timeout).await,
+            };
+            let secure = config.secure.unwrap_or(work.cx.client.scheme == Scheme::Https);
+            let made = match remote {
+                Some(token) => issuer.adopt(token, secure),
+                None => issuer.issue(secure),
+            };
+            match made {
+                Ok(made) => {
+                    work.guest_cookie = Some(made.cookie);
+                    made.token
+                }
+                Err(error) => {
+                    tracing::error!(%error, "no guest token could be made");
+                    return Who::Unknown;
+                }
+            }
+        }
+    };
+    if let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}")) {
+        value.set_sensitive(true);
+        request.headers.insert(header::AUTHORIZATION, value);
+    }
+    Who::Guest
+}
+
+/// Asks the auth service; `None` when it does not give a token in time, and then Weir signs one itself.
+async fn ask_for_token<D>(work: &Work<'_, D>, url: &str, timeout: std::time::Duration) -> Option<String> {
+    let call = Request::builder().method(Method::POST).uri(url).header(header::ACCEPT, "application/json").body(Bytes::new()).ok()?;
+    let metrics = &work.weir.environment.metrics;
+    let token = match work.weir.environment.client.call(call, timeout, 64 * 1024).await {
+        Ok(answer) if answer.status().is_success() => crate::guest::token_in_answer(answer.body()),
+        Ok(answer) => {
+            tracing::warn!(status = answer.status().as_u16(), "the auth service gave no guest token");
+            None
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the auth service gave no guest token");
+            None
+        }
+    };
+    metrics.guest(if token.is_some() { "remote" } else { "fallback" });
+    token
+}
+
+fn has_cookie(headers: &HeaderMap, names: &[String]) -> bool {
+    headers
+        .get_all(header::COOKIE)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .flat_map(|v| v.split(';'))
+        .filter_map(|pair| pair.split_once('='))
+        .any(|(name, value)| !value.trim().is_empty() && names.iter().any(|n| n == name.trim()))
+}

@@ -1,0 +1,192 @@
+//! The gateway's way of a request: route, chain, cache, service.
+
+use crate::{downstream::Downstream, origin::OriginFetch, work::{Work, wants_upgrade}};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request};
+use std::sync::Arc;
+use weir_config::PathHandling;
+use weir_gateway::{Chain, RequestContext, RouteRuntime, Scheme, ServiceRuntime, router};
+
+/// Fields that only the gateway may set: a client's are dropped.
+const IDENTITY: [&str; 7] = [
+    "x-consumer-id",
+    "x-consumer-custom-id",
+    "x-consumer-username",
+    "x-consumer-groups",
+    "x-credential-identifier",
+    "x-authenticated-groups",
+    "x-anonymous-consumer",
+];
+
+/// Serves a request that came by the gateway's door, or by the edge's with the API prefix.
+pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request::Parts) {
+    for name in IDENTITY {
+        request.headers.remove(name);
+    }
+    let live = work.live.clone();
+    let snapshot = &live.snapshot;
+    let host = work.cx.client.host.clone();
+    let found = snapshot.router.find(&router::Query {
+        scheme: work.cx.client.scheme.as_str(),
+        method: &request.method,
+        host: &host,
+        port: work.cx.client.port,
+        path: request.uri.path(),
+        headers: &request.headers,
+        sni: work.cx.client.sni.as_deref(),
+    });
+    let Some(found) = found else {
+        work.label = "no-route".into();
+        work.cx.failure = Some("no-route");
+        let chain = snapshot.no_route.clone();
+        return work.error(&chain, StatusCode::NOT_FOUND, "no Route matched with those values").await;
+    };
+    let route = snapshot.routes[found.route].clone();
+    let (prefix_len, path) = (found.prefix_len, found.path.into_owned());
+    work.cx.captures = found.captures;
+    work.label.clone_from(&route.name);
+    work.cx.route = Some(route.clone());
+    work.cx.service.clone_from(&route.service);
+    if work.cx.client.scheme == Scheme::Http && !route.http {
+        return wrong_protocol(work, &route, &request).await;
+    }
+    if let Some(limit) = route.chains.base.reads_body()
+        && !work.read_ahead(&route.chains.base, limit).await
+    {
+        return;
+    }
+    let (chain, reply) = route.chains.request(&mut work.cx, &mut request).await;
+    if let Some(reply) = reply {
+        return work.reply(&chain, reply).await;
+    }
+    let Some(service) = work.cx.service.clone() else {
+        work.cx.failure = Some("no-service");
+        return work.error(&chain, StatusCode::SERVICE_UNAVAILABLE, "no Service found with those values").await;
+    };
+    let Some(target) = target(&service, &route, &request.uri, &path, prefix_len) else {
+        work.cx.failure = Some("bad-target");
+        return work.error(&chain, StatusCode::BAD_REQUEST, "Bad request").await;
+    };
+    let plan = if wants_upgrade(&request.headers).is_some() { None } else { work.cx.plan.clone() };
+    let Some(plan) = plan else {
+        let upstream = towards(&mut work.cx, &chain, &service, &route, request, target, prefix_len, &path);
+        return work.forward(&chain, &service, upstream).await;
+    };
+    // A fill is for everyone: it carries nothing by which one visitor could be known, and no conditions of one client's copy.
+    let own = !["cookie", "authorization", "proxy-authorization", "range"].iter().any(|n| request.headers.contains_key(*n))
+        && work.cx.identity.is_none()
+        && work.cx.consumer.is_none();
+    let mut anonymous = request.clone();
+    anonymous.method = http::Method::GET;
+    for name in [
+        header::COOKIE,
+        header::AUTHORIZATION,
+        header::PROXY_AUTHORIZATION,
+        header::RANGE,
+        header::IF_RANGE,
+        header::IF_MATCH,
+        header::IF_NONE_MATCH,
+        header::IF_MODIFIED_SINCE,
+        header::IF_UNMODIFIED_SINCE,
+        header::CACHE_CONTROL,
+        header::PRAGMA,
+    ] {
+        anonymous.headers.remove(name);
+    }
+    anonymous.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+    let mut fill = work.cx.for_fill();
+    let upstream = towards(&mut fill, &chain, &service, &route, anonymous, target.clone(), prefix_len, &path);
+    let fetch = OriginFetch {
+        weir: work.weir.clone(),
+        service: service.clone(),
+        request: upstream,
+        chain: chain.clone(),
+        client: work.cx.client.clone(),
+        route: Some(route.clone()),
+    };
+    if let Some(report) = work.through_cache(&chain, &plan, &request, fetch, own).await {
+        work.cx.report = Some(report);
+        let upstream = towards(&mut work.cx, &chain, &service, &route, request, target, prefix_len, &path);
+        work.forward(&chain, &service, upstream).await;
+    }
+}
+
+async fn wrong_protocol<D: Downstream>(work: &mut Work<'_, D>, route: &Arc<RouteRuntime>, request: &request::Parts) {
+    let chain = route.chains.base.clone();
+    work.cx.failure = Some("wrong-protocol");
+    let status = StatusCode::from_u16(route.https_redirect_status_code).unwrap_or(StatusCode::UPGRADE_REQUIRED);
+    let mut reply =
+        weir_gateway::Reply::error("weir", &work.cx, work.accept.as_ref(), status, "Please use HTTPS protocol");
+    if status == StatusCode::UPGRADE_REQUIRED {
+        reply = reply.with("connection", "Upgrade").with("upgrade", "TLS/1.2, HTTP/1.1");
+    } else {
+        let host = weir_cache::keys::canonical_host(&work.cx.client.host).unwrap_or_default();
+        let name = host.rsplit_once(':').map_or(host.as_str(), |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { &host });
+        let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
+        reply = reply.with("location", &format!("https://{name}{path}"));
+    }
+    work.reply(&chain, reply).await;
+}
+
+/// Path and query at the upstream.
+fn target(service: &ServiceRuntime, route: &RouteRuntime, uri: &Uri, path: &str, prefix_len: usize) -> Option<Uri> {
+    let prefix = if route.strip_path { path.get(..prefix_len)? } else { "" };
+    let joined = router::upstream_path(&service.path, route.strip_path, prefix, path, route.path_handling);
+    let text = match uri.query() {
+        Some(query) => format!("{joined}?{query}"),
+        None => joined,
+    };
+    text.parse().ok()
+}
+
+/// The request as the upstream will see it.
+#[allow(clippy::too_many_arguments)]
+fn towards(
+    cx: &mut RequestContext,
+    chain: &Chain,
+    service: &Arc<ServiceRuntime>,
+    route: &RouteRuntime,
+    mut request: request::Parts,
+    target: Uri,
+    prefix_len: usize,
+    path: &str,
+) -> request::Parts {
+    request.uri = target;
+    forwarded(&mut request.headers, cx);
+    if route.strip_path
+        && prefix_len > 0
+        && route.path_handling == PathHandling::V0
+        && let Some(Ok(prefix)) = path.get(..prefix_len).map(HeaderValue::from_str)
+    {
+        request.headers.insert(HeaderName::from_static("x-forwarded-prefix"), prefix);
+    }
+    if !route.preserve_host {
+        request.headers.insert(header::HOST, service.host_header.clone());
+    }
+    chain.to_upstream(cx, &mut request);
+    request
+}
+
+/// Tells the upstream who asks, and how. What a client says of itself counts only from a trusted proxy.
+pub fn forwarded(headers: &mut HeaderMap, cx: &RequestContext) {
+    let set = |headers: &mut HeaderMap, name: &'static str, text: &str| {
+        if let Ok(value) = HeaderValue::from_str(text) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    let before = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join(", ");
+    let chain = if cx.client.trusted && !before.is_empty() { format!("{before}, {}", cx.client.peer) } else { cx.client.peer.to_string() };
+    set(headers, "x-forwarded-for", &chain);
+    set(headers, "x-real-ip", &cx.client.ip.to_string());
+    set(headers, "x-forwarded-proto", cx.client.scheme.as_str());
+    let host = cx.client.host.as_str();
+    set(headers, "x-forwarded-host", host);
+    set(headers, "x-forwarded-port", &cx.client.port.to_string());
+    headers.remove("x-forwarded-prefix");
+    headers.remove("forwarded");
+    set(headers, "x-request-id", cx.id.as_str());
+    let via = match headers.get(header::VIA).and_then(|v| v.to_str().ok()) {
+        Some(before) => format!("{before}, 1.1 weir"),
+        None => "1.1 weir".to_string(),
+    };
+    set(headers, "via", &via);
+}

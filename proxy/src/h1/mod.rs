@@ -1,0 +1,17 @@
+//! HTTP/1.1 messages (RFC 9112): reading and writing heads and framing bodies. Nothing here does I/O.
+//!
+//! One strict parser stands before everything else: what two implementations could read in two ways is refused, so that no upstream
+//! ever sees a message whose end it could place elsewhere than we did (request smuggling).
+
+mod body;
+mod fields;
+mod head;
+mod response;
+mod scan;
+mod write;
+
+pub use body::{BodyDecoder, BodyEncoder, BodyLength, Decoded, EncodeError, FramingError, ResponseLength};
+pub use head::{HeadError, Limits, Parsed, RequestHead, parse_request};
+pub use response::{ResponseHead, parse_response};
+pub use scan::HeadScan;
+pub use write::{Connection, strip_hop_by_hop, write_interim, write_request_head, write_response_head};

@@ -1,0 +1,393 @@
+//! HTTP/1.1 towards clients: one connection, request after request. Every head passes the strict parser; what it refuses is answered
+//! here and the connection closed, so that nothing behind a refused head is ever read as a request.
+
+use crate::{
+    downstream::{AnswerBody, ClientError, Downstream, Raw, RequestBody},
+    h1::{self, BodyDecoder, BodyLength, Decoded, RequestHead},
+    server::{Door, Peer},
+    wire::Wire,
+};
+use bytes::Bytes;
+use http::{HeaderValue, Method, StatusCode, header, response};
+use pingora::{protocols::Stream, server::ShutdownWatch};
+use std::{
+    future::poll_fn,
+    io::{self, Write as _},
+    task::Poll,
+    time::Duration,
+};
+
+/// Bytes of a request body that are read and dropped after an answer, so that the connection can be used again.
+const DRAIN: u64 = 64 * 1024;
+
+/// Serves a connection until it ends. Returns the stream and what was read of it when the client turns out to speak HTTP/2.
+pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &ShutdownWatch) -> Option<(Stream, Bytes)> {
+    let mut wire = Wire::new(stream);
+    let settings = door.settings();
+    loop {
+        let head = match read_head(&mut wire, door, shutdown).await {
+            HeadRead::Request(head) => head,
+            HeadRead::Http2 => return Some((wire.stream, wire.received.freeze())),
+            HeadRead::Refused(status, reason) => {
+                door.refused(peer, status, reason);
+                refuse(wire, status, reason).await;
+                return None;
+            }
+            HeadRead::Closed => return None,
+        };
+        let (http10, keep_alive, head_only) = (head.http10, head.keep_alive, head.parts.method == Method::HEAD);
+        let request_body = match head.body {
+            BodyLength::None | BodyLength::Length(0) => RequestBody::Empty,
+            BodyLength::Length(length) => RequestBody::Length(length),
+            BodyLength::Chunked => RequestBody::Unknown,
+        };
+        let mut exchange = H1 {
+            wire: &mut wire,
+            decoder: BodyDecoder::request(head.body),
+            request_body,
+            read_done: request_body == RequestBody::Empty,
+            received: 0,
+            max_body: settings.max_body,
+            body_timeout: settings.body_timeout,
+            owes_continue: head.expect_continue,
+            http10,
+            head_only,
+            // A server that is shutting down says so with its last answer.
+            close: !keep_alive || *shutdown.borrow(),
+            out: Vec::new(),
+            framing: Framing::None,
+            half_closed: false,
+            state: State::Waiting,
+            upgraded: false,
+        };
+        door.handle(head.parts, peer, &mut exchange).await;
+        let ended = exchange.finish().await;
+        match ended {
+            After::Reuse => {}
+            After::Linger => {
+                wire.linger().await;
+                return None;
+            }
+            After::Drop => return None,
+        }
+    }
+}
+
+enum HeadRead {
+    Request(RequestHead),
+    Http2,
+    Refused(StatusCode, &'static str),
+    Closed,
+}
+
+async fn read_head(wire: &mut Wire, door: &Door, shutdown: &ShutdownWatch) -> HeadRead {
+    let settings = door.settings();
+    let limits = h1::Limits { max_head: settings.max_head, max_headers: 128 };
+    let mut scan = h1::HeadScan::default();
+    let mut begun = false;
+    wire.deadline.set(settings.keepalive);
+    loop {
+        if !wire.received.is_empty() {
+            match h1::parse_request(&mut wire.received, &limits, &mut scan) {
+                Ok(h1::Parsed::Request(head)) => return HeadRead::Request(*head),
+                Ok(h1::Parsed::Http2Preface) => return HeadRead::Http2,
+                Ok(h1::Parsed::Partial) => {}
+                Err(error) => return HeadRead::Refused(error.status, error.reason),
+            }
+            if !begun {
+                // The whole head must arrive in this time, however many packets it takes.
+                begun = true;
+                wire.deadline.set(settings.head_timeout);
+            }
+        } else if *shutdown.borrow() {
+            return HeadRead::Closed;
+        }
+        let mut stop = shutdown.clone();
+        let filled = tokio::select! {
+            biased;
+            filled = wire.fill() => filled,
+            _ = stop.changed(), if !begun => return HeadRead::Closed,
+        };
+        match filled {
+            Ok(0) => return HeadRead::Closed,
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && begun => {
+                return HeadRead::Refused(StatusCode::REQUEST_TIMEOUT, "the request head did not arrive in time");
+            }
+            Err(_) => return HeadRead::Closed,
+        }
+    }
+}
+
+/// Answers a head that can not be read; there is no request to negotiate a form with.
+async fn refuse(mut wire: Wire, status: StatusCode, reason: &str) {
+    wire.deadline.set(Duration::from_secs(5));
+    let body = serde_json::json!({ "message": reason }).to_string();
+    let mut out = Vec::with_capacity(256);
+    let mut parts = http::Response::new(()).into_parts().0;
+    parts.status = status;
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    h1::write_response_head(&mut out, parts.status, &parts.headers);
+    if wire.write_all(&out, body.as_bytes()).await.is_ok() {
+        wire.linger().await;
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// No head written.
+    Waiting,
+    /// Head written (or waiting in `out`).
+    Body,
+    /// Answer complete.
+    Done,
+    /// Answer broken off, or the connection is gone.
+    Broken,
+}
+
+/// How the end of the answer's body is marked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    None,
+    Length(u64),
+    Chunked,
+    Close,
+}
+
+enum After {
+    Reuse,
+    Linger,
+    Drop,
+}
+
+/// One exchange on a connection.
+pub struct H1<'a> {
+    wire: &'a mut Wire,
+    decoder: BodyDecoder,
+    request_body: RequestBody,
+    read_done: bool,
+    received: u64,
+    max_body: u64,
+    body_timeout: Duration,
+    owes_continue: bool,
+    http10: bool,
+    head_only: bool,
+    close: bool,
+    out: Vec<u8>,
+    framing: Framing,
+    half_closed: bool,
+    state: State,
+    upgraded: bool,
+}
+
+impl H1<'_> {
+    async fn send(&mut self, more: &[u8]) -> Result<(), ClientError> {
+        self.wire.deadline.set(self.body_timeout);
+        let out = std::mem::take(&mut self.out);
+        let result = self.wire.write_all(&out, more).await;
+        self.out = out;
+        self.out.clear();
+        result.map_err(|error| {
+            self.state = State::Broken;
+            client_error(&error)
+        })
+    }
+
+    async fn finish(mut self) -> After {
+        if self.upgraded || self.state != State::Done {
+            return After::Drop;
+        }
+        // A body that nobody read: a short one is dropped so that the connection lives on; a client that waits for a 100 that will
+        // not come, or that goes on sending, is told by closing.
+        if !self.read_done && !self.owes_continue && !self.close {
+            let before = self.received;
+            while self.received - before <= DRAIN {
+                match self.read().await {
+                    Ok(Some(_)) => {}
+                    Ok(None) => break,
+                    Err(_) => return After::Linger,
+                }
+            }
+        }
+        if self.close || self.half_closed || !self.read_done { After::Linger } else { After::Reuse }
+    }
+}
+
+fn client_error(error: &io::Error) -> ClientError {
+    if error.kind() == io::ErrorKind::TimedOut { ClientError::Slow } else { ClientError::Gone }
+}
+
+impl Downstream for H1<'_> {
+    fn request_body(&self) -> RequestBody {
+        self.request_body
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>, ClientError> {
+        if self.read_done {
+            return Ok(None);
+        }
+        if self.owes_continue && self.state == State::Waiting {
+            self.owes_continue = false;
+            if self.wire.received.is_empty() {
+                self.wire.deadline.set(self.body_timeout);
+                self.wire.write_all(b"HTTP/1.1 100 Continue\r\n\r\n", &[]).await.map_err(|e| client_error(&e))?;
+            }
+        }
+        loop {
+            match self.decoder.decode(&mut self.wire.received) {
+                Ok(Decoded::Data(data)) => {
+                    self.received += data.len() as u64;
+                    if self.received > self.max_body {
+                        self.close = true;
+                        return Err(ClientError::TooLarge);
+                    }
+                    return Ok(Some(data));
+                }
+                Ok(Decoded::End { .. }) => {
+                    self.read_done = true;
+                    return Ok(None);
+                }
+                Ok(Decoded::NeedMore) => {}
+                Err(_) => {
+                    self.close = true;
+                    return Err(ClientError::Malformed);
+                }
+            }
+            self.wire.deadline.set(self.body_timeout);
+            match self.wire.fill().await {
+                Ok(0) => {
+                    self.half_closed = true;
+                    self.close = true;
+                    return Err(ClientError::Gone);
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    self.close = true;
+                    return Err(client_error(&error));
+                }
+            }
+        }
+    }
+
+    async fn gone(&mut self) {
+        poll_fn(|cx| {
+            // One buffer of what comes next is read ahead; then the client has to wait.
+            while !self.half_closed && self.wire.received.len() < 16 * 1024 {
+                match self.wire.poll_fill(cx) {
+                    Poll::Ready(Ok(0)) => self.half_closed = true,
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(_)) => {
+                        self.state = State::Broken;
+                        return Poll::Ready(());
+                    }
+                    Poll::Pending => break,
+                }
+            }
+            Poll::Pending
+        })
+        .await;
+    }
+
+    async fn head(&mut self, parts: &response::Parts, body: AnswerBody) -> Result<(), ClientError> {
+        let bodiless = self.head_only || matches!(parts.status.as_u16(), 204 | 304);
+        self.upgraded = parts.status == StatusCode::SWITCHING_PROTOCOLS;
+        self.framing = match body {
+            _ if bodiless || self.upgraded => Framing::None,
+            AnswerBody::Empty => Framing::None,
+            AnswerBody::Length(length) => Framing::Length(length),
+            AnswerBody::Unknown if self.http10 => Framing::Close,
+            AnswerBody::Unknown => Framing::Chunked,
+        };
+        // Answered before the promised body: what comes next may be body or request, so that only closing is safe.
+        self.close |= self.framing == Framing::Close || (self.owes_continue && !self.read_done);
+        self.out.clear();
+        h1::write_response_start(&mut self.out, parts.status, &parts.headers);
+        match body {
+            AnswerBody::Length(length) if !matches!(parts.status.as_u16(), 204 | 304) => {
+                let mut digits = itoa::Buffer::new();
+                self.out.extend_from_slice(b"content-length: ");
+                self.out.extend_from_slice(digits.format(length).as_bytes());
+                self.out.extend_from_slice(b"\r\n");
+            }
+            AnswerBody::Unknown if self.framing == Framing::Chunked => self.out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+            _ => {}
+        }
+        if self.upgraded {
+            self.out.extend_from_slice(b"connection: upgrade\r\n");
+        } else if self.close {
+            self.out.extend_from_slice(b"connection: close\r\n");
+        } else if self.http10 {
+            self.out.extend_from_slice(b"connection: keep-alive\r\n");
+        }
+        self.out.extend_from_slice(b"\r\n");
+        self.state = State::Body;
+        // Else the head leaves with the first piece of the body, or with its end.
+        if self.upgraded { self.send(&[]).await } else { Ok(()) }
+    }
+
+    async fn interim(&mut self, parts: &response::Parts) -> Result<(), ClientError> {
+        if self.http10 || self.state != State::Waiting {
+            return Ok(());
+        }
+        h1::write_response_start(&mut self.out, parts.status, &parts.headers);
+        self.out.extend_from_slice(b"\r\n");
+        self.send(&[]).await
+    }
+
+    async fn write(&mut self, piece: Bytes) -> Result<(), ClientError> {
+        if piece.is_empty() {
+            return Ok(());
+        }
+        match &mut self.framing {
+            Framing::None => Ok(()),
+            Framing::Length(left) => match left.checked_sub(piece.len() as u64) {
+                // Straight from the shared bytes: nothing is copied.
+                Some(rest) => {
+                    *left = rest;
+                    self.send(&piece).await
+                }
+                None => {
+                    self.abort();
+                    Err(ClientError::Gone)
+                }
+            },
+            Framing::Chunked => {
+                // The line end behind the chunk waits in `out` for whatever comes next.
+                let _ = write!(self.out, "{:x}\r\n", piece.len());
+                self.send(&piece).await?;
+                self.out.extend_from_slice(b"\r\n");
+                Ok(())
+            }
+            Framing::Close => self.send(&piece).await,
+        }
+    }
+
+    async fn end(&mut self) -> Result<(), ClientError> {
+        match self.framing {
+            Framing::Length(left) if left > 0 => {
+                self.abort();
+                return Err(ClientError::Gone);
+            }
+            Framing::Chunked => self.out.extend_from_slice(b"0\r\n\r\n"),
+            _ => {}
+        }
+        if !self.out.is_empty() {
+            self.send(&[]).await?;
+        }
+        if self.state == State::Body {
+            self.state = State::Done;
+        }
+        Ok(())
+    }
+
+    fn abort(&mut self) {
+        self.state = State::Broken;
+        self.close = true;
+    }
+
+    fn upgrade(&mut self) -> Option<Raw<'_>> {
+        self.upgraded.then(|| Raw { received: self.wire.received.split().freeze(), stream: &mut self.wire.stream })
+    }
+}

@@ -1,0 +1,290 @@
+//! HTTP/2 towards clients: `h2` on the same stream, one task a request, into the same pipeline.
+
+use crate::{
+    downstream::{AnswerBody, ClientError, Downstream, Raw, RequestBody},
+    server::{Door, Peer},
+};
+use bytes::{Buf, Bytes};
+use h2::{RecvStream, SendStream, server::SendResponse};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, response, uri::PathAndQuery};
+use pingora::{protocols::Stream, server::ShutdownWatch};
+use std::{
+    future::poll_fn,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Requests at once on one connection.
+const MAX_STREAMS: u32 = 128;
+/// Streams that a client may reset before they were served, until the connection is closed (rapid reset).
+const MAX_RESETS: usize = 64;
+const WINDOW: u32 = 1024 * 1024;
+
+/// A stream whose first bytes were read already.
+struct Prefixed {
+    first: Bytes,
+    stream: Stream,
+}
+
+impl AsyncRead for Prefixed {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.first.is_empty() {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        let count = self.first.len().min(buf.remaining());
+        buf.put_slice(&self.first[..count]);
+        self.first.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Prefixed {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Serves a connection until it ends. `first`: what was read of it already.
+pub async fn serve(door: &Arc<Door>, stream: Stream, first: Bytes, peer: &Arc<Peer>, shutdown: &ShutdownWatch) {
+    let settings = door.settings();
+    let mut builder = h2::server::Builder::new();
+    builder
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_reset_streams(MAX_RESETS)
+        .max_pending_accept_reset_streams(MAX_RESETS)
+        .max_header_list_size(settings.max_head.try_into().unwrap_or(u32::MAX))
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(4 * WINDOW);
+    let handshake = builder.handshake::<_, Bytes>(Prefixed { first, stream });
+    let Ok(Ok(mut connection)) = tokio::time::timeout(settings.head_timeout, handshake).await else { return };
+    let mut stop = shutdown.clone();
+    let mut stopping = *shutdown.borrow();
+    loop {
+        let idle = tokio::time::sleep(settings.keepalive);
+        let accepted = tokio::select! {
+            accepted = connection.accept() => accepted,
+            _ = stop.changed(), if !stopping => {
+                stopping = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+            () = idle, if !stopping && connection.num_wired_streams() == 0 => {
+                stopping = true;
+                connection.graceful_shutdown();
+                continue;
+            }
+        };
+        let Some(Ok((request, respond))) = accepted else { return };
+        let (door, peer) = (door.clone(), peer.clone());
+        tokio::spawn(async move { one(&door, &peer, request, respond, settings.body_timeout, settings.max_body).await });
+    }
+}
+
+async fn one(door: &Door, peer: &Peer, request: Request<RecvStream>, respond: SendResponse<Bytes>, body_timeout: Duration, max_body: u64) {
+    let (mut parts, recv) = request.into_parts();
+    let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+    let request_body = match declared {
+        _ if recv.is_end_stream() => RequestBody::Empty,
+        Some(length) => RequestBody::Length(length),
+        None => RequestBody::Unknown,
+    };
+    let mut exchange = H2 {
+        recv,
+        read_done: request_body == RequestBody::Empty,
+        request_body,
+        respond,
+        send: None,
+        received: 0,
+        max_body,
+        body_timeout,
+        head_only: parts.method == Method::HEAD,
+        left: None,
+    };
+    match normalize(&mut parts) {
+        Ok(()) => door.handle(parts, peer, &mut exchange).await,
+        Err((status, reason)) => {
+            door.refused(peer, status, reason);
+            let mut answer = Response::new(()).into_parts().0;
+            answer.status = status;
+            answer.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+            let body = Bytes::from(serde_json::json!({ "message": reason }).to_string());
+            if exchange.head(&answer, AnswerBody::Length(body.len() as u64)).await.is_ok() && exchange.write(body).await.is_ok() {
+                let _ = exchange.end().await;
+            }
+        }
+    }
+}
+
+/// Gives an HTTP/2 request the form that HTTP/1.1 requests have here: origin-form target, `Host` for `:authority`, one `Cookie`.
+fn normalize(parts: &mut http::request::Parts) -> Result<(), (StatusCode, &'static str)> {
+    if parts.method == Method::CONNECT || parts.method == Method::TRACE {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, "the method is not served here"));
+    }
+    let bad = |reason| (StatusCode::BAD_REQUEST, reason);
+    let authority = parts.uri.authority().map(|a| a.as_str().to_string());
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let host = match (authority, hosts.next(), hosts.next()) {
+        (Some(authority), None, _) => authority,
+        (Some(authority), Some(host), None) if host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => authority,
+        (None, Some(host), None) => host.to_str().map_err(|_| bad("invalid Host"))?.to_string(),
+        (None, None, _) => return Err(bad("no :authority and no Host")),
+        _ => return Err(bad(":authority and Host differ")),
+    };
+    if host.is_empty() || host.contains('@') {
+        return Err(bad("invalid :authority"));
+    }
+    parts.headers.insert(header::HOST, HeaderValue::from_str(&host).map_err(|_| bad("invalid :authority"))?);
+    let path = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let mut uri = http::uri::Parts::default();
+    uri.path_and_query = Some(path);
+    parts.uri = http::Uri::from_parts(uri).map_err(|_| bad("invalid :path"))?;
+    // RFC 9113 section 8.2.3: cookie pairs may come in several fields.
+    let cookies: Vec<&[u8]> = parts.headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if cookies.len() > 1 {
+        let joined = cookies.join(&b"; "[..]);
+        parts.headers.insert(header::COOKIE, HeaderValue::from_bytes(&joined).map_err(|_| bad("invalid Cookie"))?);
+    }
+    // RFC 9110 section 8.6: a length must be one decimal number.
+    let mut lengths = parts.headers.get_all(header::CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next()
+        && (lengths.next().is_some() || length.is_empty() || length.len() > 18 || !length.as_bytes().iter().all(u8::is_ascii_digit))
+    {
+        return Err(bad("invalid Content-Length"));
+    }
+    parts.version = Version::HTTP_2;
+    Ok(())
+}
+
+/// One exchange on a connection.
+struct H2 {
+    recv: RecvStream,
+    read_done: bool,
+    request_body: RequestBody,
+    respond: SendResponse<Bytes>,
+    send: Option<SendStream<Bytes>>,
+    received: u64,
+    max_body: u64,
+    body_timeout: Duration,
+    head_only: bool,
+    left: Option<u64>,
+}
+
+impl Downstream for H2 {
+    fn request_body(&self) -> RequestBody {
+        self.request_body
+    }
+
+    async fn read(&mut self) -> Result<Option<Bytes>, ClientError> {
+        if self.read_done {
+            return Ok(None);
+        }
+        match tokio::time::timeout(self.body_timeout, self.recv.data()).await {
+            Err(_) => Err(ClientError::Slow),
+            Ok(None) => {
+                self.read_done = true;
+                Ok(None)
+            }
+            Ok(Some(Err(_))) => Err(ClientError::Gone),
+            Ok(Some(Ok(data))) => {
+                let _ = self.recv.flow_control().release_capacity(data.len());
+                self.received += data.len() as u64;
+                if self.received > self.max_body { Err(ClientError::TooLarge) } else { Ok(Some(data)) }
+            }
+        }
+    }
+
+    async fn gone(&mut self) {
+        let respond = &mut self.respond;
+        let send = &mut self.send;
+        let _ = poll_fn(|cx| match send {
+            Some(send) => send.poll_reset(cx),
+            None => respond.poll_reset(cx),
+        })
+        .await;
+    }
+
+    async fn head(&mut self, parts: &response::Parts, body: AnswerBody) -> Result<(), ClientError> {
+        let mut response = Response::new(());
+        *response.status_mut() = parts.status;
+        *response.headers_mut() = parts.headers.clone();
+        let bodiless = self.head_only || matches!(parts.status.as_u16(), 204 | 304);
+        if let AnswerBody::Length(length) = body
+            && !matches!(parts.status.as_u16(), 204 | 304)
+        {
+            response.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            self.left = (!bodiless).then_some(length);
+        }
+        let end = bodiless || matches!(body, AnswerBody::Empty | AnswerBody::Length(0));
+        let send = self.respond.send_response(response, end).map_err(|_| ClientError::Gone)?;
+        self.send = (!end).then_some(send);
+        Ok(())
+    }
+
+    async fn interim(&mut self, parts: &response::Parts) -> Result<(), ClientError> {
+        let mut response = Response::new(());
+        *response.status_mut() = parts.status;
+        *response.headers_mut() = parts.headers.clone();
+        // An interim answer is a help, never a condition.
+        let _ = self.respond.send_informational(response);
+        Ok(())
+    }
+
+    async fn write(&mut self, mut piece: Bytes) -> Result<(), ClientError> {
+        let Some(send) = &mut self.send else { return Ok(()) };
+        if let Some(left) = &mut self.left {
+            *left = left.checked_sub(piece.len() as u64).ok_or(ClientError::Gone)?;
+        }
+        while !piece.is_empty() {
+            send.reserve_capacity(piece.len());
+            let granted = tokio::time::timeout(self.body_timeout, poll_fn(|cx| send.poll_capacity(cx)));
+            match granted.await {
+                Ok(Some(Ok(0))) => {}
+                Ok(Some(Ok(count))) => {
+                    let part = piece.split_to(count.min(piece.len()));
+                    send.send_data(part, false).map_err(|_| ClientError::Gone)?;
+                }
+                Ok(_) => return Err(ClientError::Gone),
+                Err(_) => return Err(ClientError::Slow),
+            }
+        }
+        Ok(())
+    }
+
+    async fn end(&mut self) -> Result<(), ClientError> {
+        if self.left.is_some_and(|left| left > 0) {
+            self.abort();
+            return Err(ClientError::Gone);
+        }
+        match self.send.take() {
+            Some(mut send) => send.send_data(Bytes::new(), true).map_err(|_| ClientError::Gone),
+            None => Ok(()),
+        }
+    }
+
+    fn abort(&mut self) {
+        match self.send.take() {
+            Some(mut send) => send.send_reset(h2::Reason::INTERNAL_ERROR),
+            None => self.respond.send_reset(h2::Reason::INTERNAL_ERROR),
+        }
+    }
+
+    fn upgrade(&mut self) -> Option<Raw<'_>> {
+        None
+    }
+}

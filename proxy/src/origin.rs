@@ -1,0 +1,96 @@
+//! How a cache fill asks: a request of its own, detached from the client that caused it, carrying nothing of that client's.
+
+use crate::{
+    downstream::{AnswerBody, ClientError, Downstream, Raw, RequestBody},
+    exchange::Upload,
+    forward::{self, ForwardError},
+    h1,
+    live::Weir,
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode, request, response};
+use std::sync::Arc;
+use weir_cache::{Fetch, FetchError, Fetched};
+use weir_gateway::{Chain, Client, RequestContext, RouteRuntime, ServiceRuntime};
+
+/// A fill's request, ready to be sent.
+pub struct OriginFetch {
+    /// The program.
+    pub weir: Arc<Weir>,
+    /// Whom to ask.
+    pub service: Arc<ServiceRuntime>,
+    /// Its request.
+    pub request: request::Parts,
+    /// Plugins whose `from_upstream` step shapes what is cached.
+    pub chain: Arc<Chain>,
+    /// For their context.
+    pub client: Client,
+    /// For their context.
+    pub route: Option<Arc<RouteRuntime>>,
+}
+
+#[async_trait]
+impl Fetch for OriginFetch {
+    async fn fetch(&self, condition: HeaderMap) -> Result<Fetched, FetchError> {
+        let mut request = self.request.clone();
+        h1::strip_hop_by_hop(&mut request.headers);
+        for (name, value) in &condition {
+            request.headers.insert(name.clone(), value.clone());
+        }
+        let mut cx = RequestContext::new(self.client.clone());
+        cx.route = self.route.clone();
+        cx.service = Some(self.service.clone());
+        let answered = forward::forward::<Nobody>(&self.weir.connector, &self.service, &mut cx, &request, Upload::none()).await;
+        match answered {
+            Ok(answered) if answered.upgraded => Err(FetchError {
+                kind: "framing",
+                reason: "the origin switched protocols without being asked".into(),
+                status: StatusCode::BAD_GATEWAY,
+            }),
+            Ok(answered) => {
+                let mut parts = answered.parts;
+                h1::strip_hop_by_hop(&mut parts.headers);
+                self.chain.from_upstream(&mut cx, &mut parts);
+                Ok(Fetched { parts, body: Box::new(answered.body) })
+            }
+            Err(ForwardError::Upstream(error)) => Err(error),
+            Err(ForwardError::Client(error)) => {
+                Err(FetchError { kind: "internal", reason: error.to_string(), status: StatusCode::BAD_GATEWAY })
+            }
+        }
+    }
+}
+
+/// The client of a fill: none.
+pub enum Nobody {}
+
+impl Downstream for Nobody {
+    fn request_body(&self) -> RequestBody {
+        match *self {}
+    }
+    async fn read(&mut self) -> Result<Option<Bytes>, ClientError> {
+        match *self {}
+    }
+    async fn gone(&mut self) {
+        match *self {}
+    }
+    async fn head(&mut self, _: &response::Parts, _: AnswerBody) -> Result<(), ClientError> {
+        match *self {}
+    }
+    async fn interim(&mut self, _: &response::Parts) -> Result<(), ClientError> {
+        match *self {}
+    }
+    async fn write(&mut self, _: Bytes) -> Result<(), ClientError> {
+        match *self {}
+    }
+    async fn end(&mut self) -> Result<(), ClientError> {
+        match *self {}
+    }
+    fn abort(&mut self) {
+        match *self {}
+    }
+    fn upgrade(&mut self) -> Option<Raw<'_>> {
+        match *self {}
+    }
+}

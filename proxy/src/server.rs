@@ -1,0 +1,234 @@
+//! The doors: which listener serves whom, and the frame around every request.
+
+use crate::{
+    access::Logged,
+    downstream::{Downstream, RequestBody},
+    edge, gateway, h1_server, h2_server,
+    live::{Live, Settings, Weir},
+    work::{Shown, Work},
+};
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, StatusCode, header, request};
+use pingora::{
+    apps::ServerApp,
+    listeners::{L4BufferSettings, ListenerConfig},
+    protocols::{ALPN, Stream},
+    server::ShutdownWatch,
+    services::listening::Service,
+};
+use std::{net::IpAddr, sync::Arc};
+use weir_gateway::{Chain, Client, RequestContext, Scheme, context::SeenBody};
+
+/// Asks for a refresh; counts only beside the warm-up token.
+const REFRESH: HeaderName = HeaderName::from_static("x-cache-refresh");
+/// The warm-up token.
+const WARM_UP_TOKEN: HeaderName = HeaderName::from_static("x-warmup-token");
+
+/// Which door.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DoorKind {
+    /// Pages, and `/api` through the gateway.
+    Edge,
+    /// Routes and chains.
+    Gateway,
+}
+
+impl DoorKind {
+    /// For metrics and log.
+    pub fn name(self) -> &'static str {
+        match self {
+            DoorKind::Edge => "edge",
+            DoorKind::Gateway => "gateway",
+        }
+    }
+}
+
+/// A door.
+pub struct Door {
+    /// The program.
+    pub weir: Arc<Weir>,
+    /// Which.
+    pub kind: DoorKind,
+}
+
+/// The other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address.
+    pub ip: IpAddr,
+    /// Our port.
+    pub port: u16,
+    /// TLS.
+    pub tls: bool,
+    /// Server name of the handshake.
+    pub sni: Option<Arc<str>>,
+}
+
+impl Door {
+    /// Limits and times in force.
+    pub fn settings(&self) -> Settings {
+        self.weir.live.load().settings
+    }
+
+    /// Counts a head that could not be read.
+    pub fn refused(&self, peer: &Peer, status: StatusCode, reason: &'static str) {
+        tracing::debug!(peer = %peer.ip, status = status.as_u16(), reason, "request refused");
+        let mut cx = RequestContext::new(Client {
+            ip: peer.ip,
+            peer: peer.ip,
+            scheme: Scheme::Http,
+            host: String::new(),
+            port: peer.port,
+            trusted: false,
+            sni: None,
+        });
+        cx.status = status.as_u16();
+        cx.failure = Some("malformed");
+        self.weir.environment.metrics.request(self.kind.name(), "refused", &cx);
+    }
+
+    /// Serves one request, from its head to its log line.
+    pub async fn handle<D: Downstream>(&self, request: request::Parts, peer: &Peer, down: &mut D) {
+        let live = self.weir.live.load_full();
+        let client = who_asks(&live, peer, &request.headers);
+        self.run(live, request, client, false, down).await;
+    }
+
+    /// Serves a request of Weir's own (warm-up): allowed to refresh.
+    pub async fn handle_own<D: Downstream>(&self, request: request::Parts, down: &mut D) {
+        let live = self.weir.live.load_full();
+        let port = if self.kind == DoorKind::Edge { 9000 } else { 8000 };
+        let local = Peer { ip: IpAddr::from([127, 0, 0, 1]), port, tls: false, sni: None };
+        let client = who_asks(&live, &local, &request.headers);
+        self.run(live, request, client, true, down).await;
+    }
+
+    async fn run<D: Downstream>(&self, live: Arc<Live>, mut request: request::Parts, client: Client, own: bool, down: &mut D) {
+        let mut cx = RequestContext::new(client);
+        cx.refresh = own || may_refresh(&live, &request.headers);
+        request.headers.remove(REFRESH);
+        request.headers.remove(WARM_UP_TOKEN);
+        let (method, uri) = (request.method.clone(), request.uri.clone());
+        let mut work = Work {
+            weir: &self.weir,
+            accept: request.headers.get(header::ACCEPT).cloned(),
+            method: method.clone(),
+            cx,
+            shown: Shown { status: true, key: true, cache_status: true, strip_site: false },
+            guest_cookie: None,
+            private: false,
+            label: String::new(),
+            seen: SeenBody::default(),
+            live: live.clone(),
+            down,
+        };
+        if let RequestBody::Length(length) = work.down.request_body()
+            && length > live.settings.max_body
+        {
+            work.cx.failure = Some("too-large");
+            let message = format!("Request body larger than {} bytes", live.settings.max_body);
+            work.label = "refused".into();
+            work.error(&Chain::default(), StatusCode::PAYLOAD_TOO_LARGE, &message).await;
+        } else {
+            match self.kind {
+                DoorKind::Edge => edge::handle(&mut work, request).await,
+                DoorKind::Gateway => gateway::handle(&mut work, request).await,
+            }
+        }
+        let (mut cx, label) = (work.cx, work.label);
+        cx.times.total = Some(cx.started.elapsed());
+        if let Some(route) = &cx.route {
+            route.chains.of(cx.consumer.as_ref().map(|c| c.index)).log(&cx);
+        }
+        self.weir.environment.metrics.request(self.kind.name(), &label, &cx);
+        self.weir.access.write(&Logged { door: self.kind.name(), method: &method, uri: &uri, route: &label }, &cx);
+    }
+}
+
+/// Reads who asks. `X-Forwarded-*` counts only from trusted proxies: the address is the last one in the list that is not a
+/// trusted proxy's.
+fn who_asks(live: &Live, peer: &Peer, headers: &HeaderMap) -> Client {
+    let trusts = |ip: &IpAddr| live.trusted.iter().any(|net| net.contains(ip));
+    let trusted = trusts(&peer.ip);
+    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim).filter(|v| !v.is_empty());
+    let host = text("host").unwrap_or("").to_ascii_lowercase();
+    let own = Client {
+        ip: peer.ip,
+        peer: peer.ip,
+        scheme: if peer.tls { Scheme::Https } else { Scheme::Http },
+        host,
+        port: peer.port,
+        trusted,
+        sni: peer.sni.clone(),
+    };
+    if !trusted {
+        return own;
+    }
+    let mut ip = peer.ip;
+    let hops: Vec<&str> = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).collect();
+    for hop in hops.iter().rev() {
+        let Ok(said) = hop.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() else { break };
+        ip = said;
+        if !trusts(&said) {
+            break;
+        }
+    }
+    let scheme = match text("x-forwarded-proto") {
+        Some("https") => Scheme::Https,
+        Some("http") => Scheme::Http,
+        _ => own.scheme,
+    };
+    let port = text("x-forwarded-port").and_then(|p| p.parse().ok()).unwrap_or(own.port);
+    let host = text("x-forwarded-host").map_or(own.host.clone(), str::to_ascii_lowercase);
+    Client { ip, scheme, port, host, ..own }
+}
+
+/// Whether the caller asked for a refresh and holds the warm-up token. Compared without an early end, so that the time tells nothing.
+fn may_refresh(live: &Live, headers: &HeaderMap) -> bool {
+    let asked = headers.get(&REFRESH).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"true") || v.as_bytes() == b"1");
+    let (true, Some(known), Some(shown)) = (asked, &live.warm_up_token, headers.get(&WARM_UP_TOKEN)) else { return false };
+    let (known, shown) = (known.expose().as_bytes(), shown.as_bytes());
+    known.len() == shown.len() && known.iter().zip(shown).fold(0, |differ, (a, b)| differ | (a ^ b)) == 0
+}
+
+#[async_trait]
+impl ServerApp for Door {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let socket = stream.get_socket_digest()?;
+        let address = |a: Option<&pingora::protocols::l4::socket::SocketAddr>| a.and_then(|a| a.as_inet()).copied();
+        let ip = address(socket.peer_addr())?.ip();
+        let port = address(socket.local_addr()).map_or(0, |a| a.port());
+        let ip = match ip {
+            IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(ip, IpAddr::V4),
+            IpAddr::V4(_) => ip,
+        };
+        let peer = Arc::new(Peer { ip, port, tls: stream.get_ssl_digest().is_some(), sni: None });
+        let metrics = &self.weir.environment.metrics;
+        metrics.accepted.inc();
+        metrics.connections.inc();
+        let _open = Open(self);
+        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
+            h2_server::serve(self, stream, Bytes::new(), &peer, shutdown).await;
+        } else if let Some((stream, first)) = h1_server::serve(self, stream, &peer, shutdown).await {
+            h2_server::serve(self, stream, first, &peer, shutdown).await;
+        }
+        None
+    }
+}
+
+struct Open<'a>(&'a Arc<Door>);
+
+impl Drop for Open<'_> {
+    fn drop(&mut self) {
+        self.0.weir.environment.metrics.connections.dec();
+    }
+}
+
+/// The pingora service of a door.
+pub fn service(weir: &Arc<Weir>, kind: DoorKind, listen: &str) -> Service<Door> {
+    let mut service = Service::new(kind.name().to_string(), Door { weir: weir.clone(), kind });
+    // Reads go straight into our own buffer, and a head leaves together with its body: no buffer of the stream's own is wanted.
+    service.add_listener(ListenerConfig::tcp(listen).l4_buffer(L4BufferSettings::new(0, 0)));
+    service
+}

@@ -1,0 +1,141 @@
+//! A stream with its read buffer and its deadline: what both sides of an HTTP/1.1 exchange are made of.
+
+use crate::deadline::Deadline;
+use bytes::{BufMut, BytesMut};
+use pingora::protocols::Stream;
+use std::{
+    future::poll_fn,
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll},
+};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Space kept free before a read.
+const READ: usize = 8 * 1024;
+
+/// A connection.
+pub struct Wire {
+    /// The stream.
+    pub stream: Stream,
+    /// What was read and not yet used.
+    pub received: BytesMut,
+    /// For reads and writes alike.
+    pub deadline: Deadline,
+}
+
+impl Wire {
+    /// A fresh connection.
+    pub fn new(stream: Stream) -> Wire {
+        Wire { stream, received: BytesMut::new(), deadline: Deadline::new() }
+    }
+
+    /// One read into the buffer; `Ok(0)` at the end of the stream.
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.received.capacity() - self.received.len() < READ / 4 {
+            self.received.reserve(READ);
+        }
+        let mut space = ReadBuf::uninit(self.received.spare_capacity_mut());
+        let result = Pin::new(&mut self.stream).poll_read(cx, &mut space);
+        let count = space.filled().len();
+        // SAFETY: `poll_read` initialised and filled `count` bytes of the spare capacity.
+        unsafe { self.received.advance_mut(count) };
+        result.map_ok(|()| count)
+    }
+
+    /// Waits for one read. Dropping the future loses nothing.
+    ///
+    /// Errors: `TimedOut` when the deadline is over, or the stream's own.
+    pub async fn fill(&mut self) -> io::Result<usize> {
+        poll_fn(|cx| {
+            let poll = self.poll_fill(cx);
+            self.deadline.guard(cx, poll)
+        })
+        .await
+    }
+
+    /// Writes all of both slices, in one system call where the stream can, and flushes.
+    pub async fn write_all(&mut self, first: &[u8], second: &[u8]) -> io::Result<()> {
+        let total = first.len() + second.len();
+        let mut done = 0;
+        while done < total {
+            let count = poll_fn(|cx| {
+                let poll = poll_write(&mut self.stream, cx, first, second, done);
+                self.deadline.guard(cx, poll)
+            })
+            .await?;
+            done += count;
+        }
+        self.flush().await
+    }
+
+    /// Flushes what the stream buffers.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        poll_fn(|cx| {
+            let poll = Pin::new(&mut self.stream).poll_flush(cx);
+            self.deadline.guard(cx, poll)
+        })
+        .await
+    }
+
+    /// Writes all of both slices, but stops when the other side sends something: `Ok(false)`. A peer that answers before it has read
+    /// the whole request may never read the rest.
+    pub async fn write_unless_answered(&mut self, first: &[u8], second: &[u8]) -> io::Result<bool> {
+        let total = first.len() + second.len();
+        let mut done = 0;
+        while done < total {
+            let count = poll_fn(|cx| {
+                if let Poll::Ready(count) = poll_write(&mut self.stream, cx, first, second, done)? {
+                    return Poll::Ready(Ok(Some(count)));
+                }
+                match self.poll_fill(cx) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into())),
+                    Poll::Ready(Ok(_)) => return Poll::Ready(Ok(None)),
+                    Poll::Ready(Err(e)) => return Poll::Ready(Err(e)),
+                    Poll::Pending => {}
+                }
+                self.deadline.guard(cx, Poll::Pending)
+            })
+            .await?;
+            match count {
+                Some(count) => done += count,
+                None => return Ok(false),
+            }
+        }
+        self.flush().await?;
+        Ok(true)
+    }
+
+    /// Tells the other side that nothing more comes, then reads and drops what it still sends, for a short while: closing with
+    /// unread bytes makes the kernel send a reset, which can destroy the answer before it was read.
+    pub async fn linger(mut self) {
+        self.deadline.set(std::time::Duration::from_secs(2));
+        let _ = poll_fn(|cx| {
+            let poll = Pin::new(&mut self.stream).poll_shutdown(cx);
+            self.deadline.guard(cx, poll)
+        })
+        .await;
+        let mut budget = 256 * 1024usize;
+        while budget > 0 {
+            self.received.clear();
+            match self.fill().await {
+                Ok(count) if count > 0 => budget = budget.saturating_sub(count),
+                _ => return,
+            }
+        }
+    }
+}
+
+fn poll_write(stream: &mut Stream, cx: &mut Context<'_>, first: &[u8], second: &[u8], done: usize) -> Poll<io::Result<usize>> {
+    let a = &first[done.min(first.len())..];
+    let b = &second[done.saturating_sub(first.len()).min(second.len())..];
+    let poll = match (a.is_empty(), b.is_empty()) {
+        (false, false) => Pin::new(stream).poll_write_vectored(cx, &[IoSlice::new(a), IoSlice::new(b)]),
+        (true, _) => Pin::new(stream).poll_write(cx, b),
+        (_, true) => Pin::new(stream).poll_write(cx, a),
+    };
+    match poll {
+        Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+        other => other,
+    }
+}

@@ -1,0 +1,391 @@
+//! One request at work: the steps that both doors share. Whatever makes an answer — an upstream, the cache, a plugin, an error —
+//! it leaves by the same way: response plugins, Weir's own fields, body, end, log.
+
+use crate::{
+    downstream::{AnswerBody, ClientError, Downstream, RequestBody},
+    exchange::{Answered, Upload, UpstreamBody},
+    forward::{self, ForwardError},
+    h1,
+    live::{Live, Weir},
+    origin::OriginFetch,
+};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request, response};
+use std::sync::Arc;
+use weir_cache::{BodyReader, CacheRequest, FetchError, Outcome, Plan, Report};
+use weir_gateway::{Chain, Reply, RequestContext, ServiceRuntime, context::SeenBody, plugin::Ending};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// A request at work.
+pub struct Work<'a, D> {
+    /// The program.
+    pub weir: &'a Arc<Weir>,
+    /// The configuration that was in force when the request came.
+    pub live: Arc<Live>,
+    /// What is known of it.
+    pub cx: RequestContext,
+    /// Its client.
+    pub down: &'a mut D,
+    /// `Accept`, for errors.
+    pub accept: Option<HeaderValue>,
+    /// GET, HEAD, …
+    pub method: Method,
+    /// Which diagnostic fields the answer carries.
+    pub shown: Shown,
+    /// `Set-Cookie` of a fresh guest token.
+    pub guest_cookie: Option<HeaderValue>,
+    /// The answer must not be stored by anyone after us.
+    pub private: bool,
+    /// Class or route, for metrics and log.
+    pub label: String,
+    /// Request body read ahead by plugins.
+    pub seen: SeenBody,
+}
+
+/// Which diagnostic fields answers carry.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shown {
+    /// `X-Cache-Status`, `-Age`, `-TTL`.
+    pub status: bool,
+    /// `X-Cache-Key`.
+    pub key: bool,
+    /// RFC 9211.
+    pub cache_status: bool,
+    /// Remove what tells of the site's inside.
+    pub strip_site: bool,
+}
+
+impl<D: Downstream> Work<'_, D> {
+    /// Last step of every head.
+    fn finish_head(&mut self, parts: &mut response::Parts) {
+        let headers = &mut parts.headers;
+        self.cx.status = parts.status.as_u16();
+        if self.shown.strip_site {
+            crate::classify::strip_response_headers(headers);
+        }
+        if let Some(report) = &self.cx.report {
+            report.write(headers, self.shown.status, self.shown.key, self.shown.cache_status);
+        }
+        if let Some(cookie) = self.guest_cookie.take() {
+            headers.append(header::SET_COOKIE, cookie);
+            self.private = true;
+        }
+        if self.private {
+            // What carries one visitor's token is for that visitor: no cache behind us may keep it.
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("private, no-store"));
+            for name in ["cdn-cache-control", "surrogate-control", "weir-cache-control", "expires"] {
+                headers.remove(name);
+            }
+        }
+        if let Ok(id) = HeaderValue::from_str(self.cx.id.as_str()) {
+            headers.entry(X_REQUEST_ID).or_insert(id);
+        }
+        if !headers.contains_key(header::DATE) {
+            let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(weir_cache::clock::now());
+            if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(now)) {
+                headers.insert(header::DATE, date);
+            }
+        }
+        self.cx.times.first_byte = Some(self.cx.started.elapsed());
+    }
+
+    /// A whole answer made here.
+    pub async fn reply(&mut self, chain: &Chain, reply: Reply) {
+        self.cx.answered_by = reply.by;
+        let (parts, body) = reply.into_parts();
+        self.whole(chain, parts, body, Ending::NotSent).await;
+    }
+
+    /// An error made here, in the form that the client prefers.
+    pub async fn error(&mut self, chain: &Chain, status: StatusCode, message: &str) {
+        let reply = Reply::error("weir", &self.cx, self.accept.as_ref(), status, message);
+        self.reply(chain, reply).await;
+    }
+
+    /// An answer that is at hand as a whole.
+    pub async fn whole(&mut self, chain: &Chain, mut parts: response::Parts, mut body: Bytes, ending: Ending) {
+        chain.response(&mut self.cx, &mut parts);
+        self.finish_head(&mut parts);
+        chain.body(&mut self.cx, &mut body, true);
+        chain.end(&mut self.cx, ending).await;
+        let bodiless = self.method == Method::HEAD || matches!(parts.status.as_u16(), 204 | 304);
+        let length = match (bodiless, parts.headers.remove(header::CONTENT_LENGTH)) {
+            // HEAD tells the length that GET would have.
+            (true, Some(length)) => {
+                parts.headers.insert(header::CONTENT_LENGTH, length);
+                AnswerBody::Empty
+            }
+            (true, None) if body.is_empty() => AnswerBody::Empty,
+            _ => AnswerBody::Length(body.len() as u64),
+        };
+        let sent = async {
+            self.down.head(&parts, length).await?;
+            if !bodiless {
+                self.cx.bytes.1 = body.len() as u64;
+                self.down.write(body).await?;
+            }
+            self.down.end().await
+        };
+        if let Err(error) = sent.await {
+            self.client_failed(error);
+        }
+    }
+
+    /// An answer whose body arrives piece by piece. The plugins' `end` step runs before the last piece leaves.
+    pub async fn streamed(&mut self, chain: &Chain, mut parts: response::Parts, body: &mut dyn BodyReader, length: Option<u64>, empty: bool) {
+        chain.response(&mut self.cx, &mut parts);
+        self.finish_head(&mut parts);
+        let form = if empty || self.method == Method::HEAD {
+            AnswerBody::Empty
+        } else {
+            parts.headers.remove(header::CONTENT_LENGTH);
+            match length {
+                Some(length) if !chain.sees_bodies() => AnswerBody::Length(length),
+                _ => AnswerBody::Unknown,
+            }
+        };
+        let mut client = self.down.head(&parts, form).await;
+        let holds = chain.has_end();
+        let mut held = Bytes::new();
+        loop {
+            if client.is_err() && !self.cx.must_complete {
+                chain.end(&mut self.cx, Ending::Broken).await;
+                break;
+            }
+            match body.chunk().await {
+                Ok(Some(mut piece)) => {
+                    chain.body(&mut self.cx, &mut piece, false);
+                    if holds {
+                        std::mem::swap(&mut held, &mut piece);
+                    }
+                    client = self.pass_on(client, piece).await;
+                }
+                Ok(None) => {
+                    let mut last = Bytes::new();
+                    chain.body(&mut self.cx, &mut last, true);
+                    chain.end(&mut self.cx, Ending::Complete).await;
+                    client = self.pass_on(client, held).await;
+                    client = self.pass_on(client, last).await;
+                    if client.is_ok() {
+                        client = self.down.end().await;
+                    }
+                    break;
+                }
+                Err(error) => {
+                    self.cx.failure = Some(error.kind);
+                    chain.end(&mut self.cx, Ending::Broken).await;
+                    self.down.abort();
+                    return;
+                }
+            }
+        }
+        if let Err(error) = client {
+            self.client_failed(error);
+            self.down.abort();
+        }
+    }
+
+    async fn pass_on(&mut self, client: Result<(), ClientError>, piece: Bytes) -> Result<(), ClientError> {
+        if client.is_err() || piece.is_empty() {
+            return client;
+        }
+        self.cx.bytes.1 += piece.len() as u64;
+        self.down.write(piece).await
+    }
+
+    fn client_failed(&mut self, error: ClientError) {
+        self.cx.failure.get_or_insert(match error {
+            ClientError::Gone => "client-gone",
+            ClientError::Slow => "client-slow",
+            ClientError::Malformed => "client-malformed",
+            ClientError::TooLarge => "too-large",
+        });
+        if self.cx.status == 0 {
+            self.cx.status = 499;
+        }
+    }
+
+    /// Reads the beginning of the request body for plugins. `false`: the client was answered (413, 400) or is gone.
+    pub async fn read_ahead(&mut self, chain: &Chain, limit: usize) -> bool {
+        let announced = match self.down.request_body() {
+            RequestBody::Empty => {
+                self.seen = SeenBody { bytes: Bytes::new(), whole: true, announced: Some(0) };
+                self.cx.body = Some(self.seen.clone());
+                return true;
+            }
+            RequestBody::Length(length) => Some(length),
+            RequestBody::Unknown => None,
+        };
+        let mut bytes = BytesMut::new();
+        let mut whole = false;
+        while bytes.len() < limit {
+            match self.down.read().await {
+                Ok(Some(piece)) => bytes.extend_from_slice(&piece),
+                Ok(None) => {
+                    whole = true;
+                    break;
+                }
+                Err(error) => {
+                    self.body_refused(chain, error).await;
+                    return false;
+                }
+            }
+        }
+        whole |= announced == Some(bytes.len() as u64);
+        self.seen = SeenBody { bytes: bytes.freeze(), whole, announced };
+        let mut shown = self.seen.clone();
+        if shown.bytes.len() > limit {
+            shown.bytes.truncate(limit);
+            shown.whole = false;
+        }
+        self.cx.body = Some(shown);
+        true
+    }
+
+    /// Tells a client what is wrong with its body, if it is there to hear it.
+    async fn body_refused(&mut self, chain: &Chain, error: ClientError) {
+        self.client_failed(error);
+        match error {
+            ClientError::TooLarge => {
+                let limit = self.live.settings.max_body;
+                self.error(chain, StatusCode::PAYLOAD_TOO_LARGE, &format!("Request body larger than {limit} bytes")).await;
+            }
+            ClientError::Malformed => self.error(chain, StatusCode::BAD_REQUEST, "Malformed request body").await,
+            ClientError::Slow => self.error(chain, StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time").await,
+            ClientError::Gone => self.down.abort(),
+        }
+    }
+
+    /// Asks the service and passes its answer on.
+    pub async fn forward(&mut self, chain: &Chain, service: &Arc<ServiceRuntime>, mut request: request::Parts) {
+        let upgrade = wants_upgrade(&request.headers);
+        h1::strip_hop_by_hop(&mut request.headers);
+        if let Some(protocol) = upgrade {
+            request.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            request.headers.insert(header::UPGRADE, protocol);
+        }
+        request.headers.remove(header::EXPECT);
+        let seen = std::mem::take(&mut self.seen);
+        let (bytes, whole) = if self.cx.body.is_some() { (seen.bytes, seen.whole) } else { (Bytes::new(), false) };
+        let length = self.down.request_body();
+        let upload = Upload {
+            seen: bytes,
+            whole: whole || length == RequestBody::Empty,
+            client: Some(&mut *self.down),
+            length,
+            taken: 0,
+            abandon: !self.cx.must_complete,
+        };
+        let answered = forward::forward(&self.weir.connector, service, &mut self.cx, &request, upload).await;
+        self.cx.times.upstream = Some(self.cx.started.elapsed());
+        match answered {
+            Ok(answered) if answered.upgraded => self.tunnel(chain, answered).await,
+            Ok(answered) => {
+                let Answered { mut parts, mut body, .. } = answered;
+                h1::strip_hop_by_hop(&mut parts.headers);
+                chain.from_upstream(&mut self.cx, &mut parts);
+                let (length, empty) = (body.length, body.empty);
+                self.streamed(chain, parts, &mut body, length, empty).await;
+            }
+            Err(ForwardError::Client(error)) => {
+                chain.end(&mut self.cx, Ending::Broken).await;
+                self.body_refused(&Chain::default(), error).await;
+            }
+            Err(ForwardError::Upstream(error)) => self.upstream_failed(chain, &error).await,
+        }
+    }
+
+    /// Answers for an upstream that did not, with Kong's messages.
+    pub async fn upstream_failed(&mut self, chain: &Chain, error: &FetchError) {
+        self.cx.failure = Some(error.kind);
+        tracing::warn!(id = %self.cx.id, kind = error.kind, reason = %error.reason, "upstream failed");
+        let message = match error.status {
+            StatusCode::GATEWAY_TIMEOUT => "The upstream server is timing out",
+            StatusCode::SERVICE_UNAVAILABLE => "failure to get a peer from the ring-balancer",
+            _ => "An invalid response was received from the upstream server",
+        };
+        let ending = match error.kind {
+            "dns" | "connect" | "connect-timeout" | "tls" | "no-endpoint" => Ending::NotSent,
+            _ => Ending::Broken,
+        };
+        let mut reply = Reply::error("weir", &self.cx, self.accept.as_ref(), error.status, message);
+        if let Ok(reason) = HeaderValue::from_str(error.kind) {
+            reply.headers.insert(HeaderName::from_static("x-weir-reason"), reason);
+        }
+        self.cx.answered_by = "weir";
+        let (parts, body) = reply.into_parts();
+        self.whole(chain, parts, body, ending).await;
+    }
+
+    /// Passes an upgraded connection's bytes in both directions until one side ends.
+    async fn tunnel(&mut self, chain: &Chain, answered: Answered) {
+        let Answered { mut parts, body, .. } = answered;
+        let protocol = parts.headers.get(header::UPGRADE).cloned();
+        h1::strip_hop_by_hop(&mut parts.headers);
+        if let Some(protocol) = protocol {
+            parts.headers.insert(header::UPGRADE, protocol);
+        }
+        chain.response(&mut self.cx, &mut parts);
+        self.finish_head(&mut parts);
+        if let Err(error) = self.down.head(&parts, AnswerBody::Empty).await {
+            return self.client_failed(error);
+        }
+        let (Some(mut upstream), Some(raw)) = (UpstreamBody::into_wire(body), self.down.upgrade()) else { return };
+        let early = upstream.received.split().freeze();
+        upstream.deadline.set(std::time::Duration::from_secs(30));
+        let begun = async {
+            upstream.write_all(&raw.received, &[]).await?;
+            tokio::io::AsyncWriteExt::write_all(raw.stream, &early).await?;
+            tokio::io::AsyncWriteExt::flush(raw.stream).await
+        };
+        if begun.await.is_ok()
+            && let Ok((up, down)) = tokio::io::copy_bidirectional(raw.stream, &mut upstream.stream).await
+        {
+            self.cx.bytes = (up, down);
+        }
+    }
+
+    /// Carries a plan out. `Some(report)`: not for the cache, forward it; else the client was answered.
+    pub async fn through_cache(&mut self, chain: &Arc<Chain>, plan: &Plan, request: &request::Parts, fetch: OriginFetch, own: bool) -> Option<Report> {
+        let asked = CacheRequest { method: request.method.clone(), headers: request.headers.clone(), refresh: self.cx.refresh, fill_is_own: own };
+        let outcome = self.weir.environment.cache.serve(plan, &asked, Arc::new(fetch)).await;
+        let report = match &outcome {
+            Outcome::Stored(answer) => &answer.report,
+            Outcome::Filling(stream) => &stream.report,
+            Outcome::Pass(report) | Outcome::Failed(_, report) => report,
+        };
+        self.weir.environment.metrics.cache(&plan.policy.name, report);
+        match outcome {
+            Outcome::Pass(report) => return Some(report),
+            Outcome::Stored(answer) => {
+                self.cx.answered_by = "cache";
+                self.cx.report = Some(answer.report);
+                self.whole(chain, answer.parts, answer.body, Ending::NotSent).await;
+            }
+            Outcome::Filling(stream) => {
+                self.cx.report = Some(stream.report);
+                self.cx.times.upstream = Some(self.cx.started.elapsed());
+                let mut body = stream.body;
+                let length = stream.parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
+                let empty = matches!(stream.parts.status.as_u16(), 204 | 304);
+                self.streamed(chain, stream.parts, &mut *body, length, empty).await;
+            }
+            Outcome::Failed(error, report) => {
+                self.cx.report = Some(report);
+                self.upstream_failed(chain, &error).await;
+            }
+        }
+        None
+    }
+}
+
+/// The protocol that an `Upgrade` request asks for, if its fields are in order.
+pub fn wants_upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let named = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|v| v.to_str().ok())
+        .any(|v| v.split(',').any(|t| t.trim().eq_ignore_ascii_case("upgrade")));
+    if named { headers.get(header::UPGRADE).cloned() } else { None }
+}
