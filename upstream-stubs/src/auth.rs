@@ -95,7 +95,8 @@ pub(crate) struct Auth {
 }
 
 const CUSTOMER: &str = "catalogue:read members:read orders:read orders:write";
-const ADMIN: &str = "catalogue:read catalogue:write members:read members:write orders:read orders:write";
+const ADMIN: &str =
+    "catalogue:read catalogue:write members:read members:write orders:read orders:write";
 
 impl Auth {
     pub fn new(options: AuthOptions) -> Auth {
@@ -114,9 +115,20 @@ impl Auth {
     }
 
     /// False if the name is taken.
-    fn add_user(&self, name: &str, password: &str, role: &'static str, scope: &'static str) -> bool {
+    fn add_user(
+        &self,
+        name: &str,
+        password: &str,
+        role: &'static str,
+        scope: &'static str,
+    ) -> bool {
         let salt = fastrand::u64(..);
-        let user = User { salt, password: hashed(salt, password), role, scope };
+        let user = User {
+            salt,
+            password: hashed(salt, password),
+            role,
+            scope,
+        };
         let mut users = self.users.lock();
         if users.contains_key(name) {
             return false;
@@ -138,8 +150,12 @@ impl Auth {
                 Err(reply) => reply,
             },
             // Symmetric keys are not published: the set is empty, and present.
-            "/.well-known/jwks.json" if call.is_read() => return json_reply(StatusCode::OK, &json!({"keys": []})),
-            "/api/auth/register" | "/api/auth/login" | "/api/auth/refresh" | "/api/auth/logout" => wrong_method("POST"),
+            "/.well-known/jwks.json" if call.is_read() => {
+                return json_reply(StatusCode::OK, &json!({"keys": []}));
+            }
+            "/api/auth/register" | "/api/auth/login" | "/api/auth/refresh" | "/api/auth/logout" => {
+                wrong_method("POST")
+            }
             "/api/auth/guest" | "/api/auth/verify" => wrong_method("GET, HEAD, POST"),
             _ => not_found("such path"),
         };
@@ -152,8 +168,15 @@ impl Auth {
             Ok(given) => given,
             Err(reply) => return reply,
         };
-        if given.username.is_empty() || given.username.contains(':') || given.password.chars().count() < 6 {
-            return problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid_account", "a name without colon and a password of at least 6 characters are needed");
+        if given.username.is_empty()
+            || given.username.contains(':')
+            || given.password.chars().count() < 6
+        {
+            return problem(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "invalid_account",
+                "a name without colon and a password of at least 6 characters are needed",
+            );
         }
         if !self.add_user(&given.username, &given.password, "customer", CUSTOMER) {
             return problem(StatusCode::CONFLICT, "name_taken", "this name is taken");
@@ -165,7 +188,13 @@ impl Auth {
     async fn login(&self, call: Call) -> Reply {
         let given = match call.credentials("basic").map(basic) {
             Some(Some(given)) => given,
-            Some(None) => return unauthorized("Basic realm=\"weir-demo\", charset=\"UTF-8\"", "bad_credentials", "the Basic credentials cannot be read"),
+            Some(None) => {
+                return unauthorized(
+                    "Basic realm=\"weir-demo\", charset=\"UTF-8\"",
+                    "bad_credentials",
+                    "the Basic credentials cannot be read",
+                );
+            }
             None => match call.json::<Credentials>().await {
                 Ok(given) => given,
                 Err(reply) => return reply,
@@ -173,8 +202,14 @@ impl Auth {
         };
         let user = self.users.lock().get(&given.username).cloned();
         match user {
-            Some(user) if user.password == hashed(user.salt, &given.password) => self.tokens_for(&given.username, StatusCode::OK),
-            _ => unauthorized("Basic realm=\"weir-demo\", charset=\"UTF-8\"", "bad_credentials", "name or password is wrong"),
+            Some(user) if user.password == hashed(user.salt, &given.password) => {
+                self.tokens_for(&given.username, StatusCode::OK)
+            }
+            _ => unauthorized(
+                "Basic realm=\"weir-demo\", charset=\"UTF-8\"",
+                "bad_credentials",
+                "name or password is wrong",
+            ),
         }
     }
 
@@ -184,12 +219,22 @@ impl Auth {
             Ok(wanted) => wanted.refresh_token,
             Err(reply) => return reply,
         }) else {
-            return problem(StatusCode::BAD_REQUEST, "bad_request", "refresh_token is missing");
+            return problem(
+                StatusCode::BAD_REQUEST,
+                "bad_request",
+                "refresh_token is missing",
+            );
         };
         let found = self.refresh.lock().remove(&token);
         match found {
-            Some(refresh) if refresh.until > SystemTime::now() => self.tokens_for(&refresh.user, StatusCode::OK),
-            _ => unauthorized("Bearer error=\"invalid_token\"", "invalid_token", "the refresh token is not valid"),
+            Some(refresh) if refresh.until > SystemTime::now() => {
+                self.tokens_for(&refresh.user, StatusCode::OK)
+            }
+            _ => unauthorized(
+                "Bearer error=\"invalid_token\"",
+                "invalid_token",
+                "the refresh token is not valid",
+            ),
         }
     }
 
@@ -201,7 +246,9 @@ impl Auth {
         };
         self.revoked.lock().insert(claims.jti);
         if let Ok(body) = call.bytes().await
-            && let Ok(RefreshWanted { refresh_token: Some(token) }) = serde_json::from_slice(&body)
+            && let Ok(RefreshWanted {
+                refresh_token: Some(token),
+            }) = serde_json::from_slice(&body)
         {
             self.refresh.lock().remove(&token);
         }
@@ -210,29 +257,52 @@ impl Auth {
 
     fn guest(&self) -> Reply {
         let ttl = self.options.guest_ttl;
-        match self.sign(&format!("guest-{}", random()), "guest", "catalogue:read", ttl) {
+        match self.sign(
+            &format!("guest-{}", random()),
+            "guest",
+            "catalogue:read",
+            ttl,
+        ) {
             Some(token) => json_reply(
                 StatusCode::OK,
                 &json!({"access_token": token, "token": token, "token_type": "Bearer", "expires_in": ttl.as_secs()}),
             ),
-            None => problem(StatusCode::INTERNAL_SERVER_ERROR, "signing_failed", "the token could not be signed"),
+            None => problem(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "signing_failed",
+                "the token could not be signed",
+            ),
         }
     }
 
     fn tokens_for(&self, name: &str, status: StatusCode) -> Reply {
         let Some(user) = self.users.lock().get(name).cloned() else {
-            return unauthorized("Bearer error=\"invalid_token\"", "invalid_token", "this account is gone");
+            return unauthorized(
+                "Bearer error=\"invalid_token\"",
+                "invalid_token",
+                "this account is gone",
+            );
         };
         let ttl = self.options.access_ttl;
         let Some(access) = self.sign(name, user.role, user.scope, ttl) else {
-            return problem(StatusCode::INTERNAL_SERVER_ERROR, "signing_failed", "the token could not be signed");
+            return problem(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "signing_failed",
+                "the token could not be signed",
+            );
         };
         let refresh = format!("{}{}", random(), random());
         let now = SystemTime::now();
         {
             let mut all = self.refresh.lock();
             all.retain(|_, r| r.until > now);
-            all.insert(refresh.clone(), Refresh { user: name.to_owned(), until: now + self.options.refresh_ttl });
+            all.insert(
+                refresh.clone(),
+                Refresh {
+                    user: name.to_owned(),
+                    until: now + self.options.refresh_ttl,
+                },
+            );
         }
         json_reply(
             status,
@@ -263,14 +333,21 @@ impl Auth {
 
     fn verified(&self, call: &Call) -> Result<Claims, Reply> {
         let Some(token) = call.bearer() else {
-            return Err(unauthorized("Bearer", "no_token", "a bearer token is needed"));
+            return Err(unauthorized(
+                "Bearer",
+                "no_token",
+                "a bearer token is needed",
+            ));
         };
         let mut rules = Validation::new(Algorithm::HS256);
         rules.leeway = 0;
         rules.set_issuer(&[&self.options.issuer]);
         rules.set_audience(&[&self.options.audience]);
-        let invalid = |why: &str| unauthorized("Bearer error=\"invalid_token\"", "invalid_token", why);
-        let claims = decode::<Claims>(token, &self.decoding, &rules).map_err(|_| invalid("the token is not valid"))?.claims;
+        let invalid =
+            |why: &str| unauthorized("Bearer error=\"invalid_token\"", "invalid_token", why);
+        let claims = decode::<Claims>(token, &self.decoding, &rules)
+            .map_err(|_| invalid("the token is not valid"))?
+            .claims;
         if self.revoked.lock().contains(&claims.jti) {
             return Err(invalid("the token was revoked"));
         }
@@ -287,11 +364,18 @@ fn unauthorized(challenge: &str, code: &str, message: &str) -> Reply {
 fn basic(encoded: &str) -> Option<Credentials> {
     let text = String::from_utf8(STANDARD.decode(encoded).ok()?).ok()?;
     let (username, password) = text.split_once(':')?;
-    Some(Credentials { username: username.to_owned(), password: password.to_owned() })
+    Some(Credentials {
+        username: username.to_owned(),
+        password: password.to_owned(),
+    })
 }
 
 fn hashed(salt: u64, password: &str) -> [u8; 32] {
-    Sha256::new().chain_update(salt.to_le_bytes()).chain_update(password).finalize().into()
+    Sha256::new()
+        .chain_update(salt.to_le_bytes())
+        .chain_update(password)
+        .finalize()
+        .into()
 }
 
 /// 128 random bits as text. Not from a cryptographic generator: these accounts guard nothing.

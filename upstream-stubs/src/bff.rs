@@ -17,7 +17,13 @@ use crate::catalogue::CATEGORIES;
 use crate::{Options, clock};
 
 /// Headers that are handed on, so that one request can be followed through the services.
-const HANDED_ON: [&str; 5] = ["x-request-id", "x-correlation-id", "traceparent", "tracestate", "accept-language"];
+const HANDED_ON: [&str; 5] = [
+    "x-request-id",
+    "x-correlation-id",
+    "traceparent",
+    "tracestate",
+    "accept-language",
+];
 
 pub(crate) struct Bff {
     client: Client<HttpConnector, Empty<Bytes>>,
@@ -36,8 +42,13 @@ enum Away {
 impl Bff {
     pub fn new(options: &Options) -> io::Result<Bff> {
         let base = |name: &str, url: &str| match url.parse::<Uri>() {
-            Ok(uri) if uri.scheme_str() == Some("http") && uri.host().is_some() => Ok(url.trim_end_matches('/').to_owned()),
-            _ => Err(io::Error::new(io::ErrorKind::InvalidInput, format!("the address of {name} must be like http://host:port, not {url:?}"))),
+            Ok(uri) if uri.scheme_str() == Some("http") && uri.host().is_some() => {
+                Ok(url.trim_end_matches('/').to_owned())
+            }
+            _ => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the address of {name} must be like http://host:port, not {url:?}"),
+            )),
         };
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
@@ -57,18 +68,38 @@ impl Bff {
         if !call.is_read() {
             return wrong_method("GET, HEAD");
         }
-        let done = if call.path() == "/api/home" { self.home(&call).await } else { self.categories(&call).await };
+        let done = if call.path() == "/api/home" {
+            self.home(&call).await
+        } else {
+            self.categories(&call).await
+        };
         match done {
             Ok(value) => json_reply(StatusCode::OK, &value),
-            Err(Away::Unreachable(name)) => problem(StatusCode::BAD_GATEWAY, "upstream_unreachable", &format!("{name} cannot be reached")),
-            Err(Away::Answered(name, status)) => problem(StatusCode::BAD_GATEWAY, "upstream_failed", &format!("{name} answered {status}")),
-            Err(Away::TimedOut(name)) => problem(StatusCode::GATEWAY_TIMEOUT, "upstream_timeout", &format!("{name} did not answer in time")),
+            Err(Away::Unreachable(name)) => problem(
+                StatusCode::BAD_GATEWAY,
+                "upstream_unreachable",
+                &format!("{name} cannot be reached"),
+            ),
+            Err(Away::Answered(name, status)) => problem(
+                StatusCode::BAD_GATEWAY,
+                "upstream_failed",
+                &format!("{name} answered {status}"),
+            ),
+            Err(Away::TimedOut(name)) => problem(
+                StatusCode::GATEWAY_TIMEOUT,
+                "upstream_timeout",
+                &format!("{name} did not answer in time"),
+            ),
         }
     }
 
     async fn home(&self, call: &Call) -> Result<Value, Away> {
         let (featured, deals) = tokio::try_join!(
-            self.fetch("products", format!("{}/api/products?limit=8&sort=rating", self.products), call),
+            self.fetch(
+                "products",
+                format!("{}/api/products?limit=8&sort=rating", self.products),
+                call
+            ),
             self.fetch("deals", format!("{}/api/deals?limit=4", self.deals), call),
         )?;
         Ok(json!({
@@ -81,14 +112,24 @@ impl Bff {
 
     async fn categories(&self, call: &Call) -> Result<Value, Away> {
         let (products, deals) = tokio::try_join!(
-            self.fetch("products", format!("{}/api/products?limit=100", self.products), call),
+            self.fetch(
+                "products",
+                format!("{}/api/products?limit=100", self.products),
+                call
+            ),
             self.fetch("deals", format!("{}/api/deals?limit=100", self.deals), call),
         )?;
         let none = Vec::new();
-        let (products, deals) = (products["items"].as_array().unwrap_or(&none), deals["items"].as_array().unwrap_or(&none));
+        let (products, deals) = (
+            products["items"].as_array().unwrap_or(&none),
+            deals["items"].as_array().unwrap_or(&none),
+        );
         let categories = CATEGORIES.map(|(slug, name)| {
             let inside: Vec<&Value> = products.iter().filter(|p| p["category"] == slug).collect();
-            let reduced = deals.iter().filter(|d| inside.iter().any(|p| p["id"] == d["product_id"])).count();
+            let reduced = deals
+                .iter()
+                .filter(|d| inside.iter().any(|p| p["id"] == d["product_id"]))
+                .count();
             json!({
                 "slug": slug,
                 "name": name,
@@ -107,16 +148,28 @@ impl Bff {
                 request = request.header(header, value);
             }
         }
-        let request = request.body(Empty::new()).map_err(|_| Away::Unreachable(name))?;
+        let request = request
+            .body(Empty::new())
+            .map_err(|_| Away::Unreachable(name))?;
         let exchange = async {
-            let response = self.client.request(request).await.map_err(|_| Away::Unreachable(name))?;
+            let response = self
+                .client
+                .request(request)
+                .await
+                .map_err(|_| Away::Unreachable(name))?;
             let status = response.status();
             if !status.is_success() {
                 return Err(Away::Answered(name, status.as_u16()));
             }
-            let whole = Limited::new(response.into_body(), BODY_LIMIT).collect().await.map_err(|_| Away::Unreachable(name))?;
-            serde_json::from_slice(&whole.to_bytes()).map_err(|_| Away::Answered(name, status.as_u16()))
+            let whole = Limited::new(response.into_body(), BODY_LIMIT)
+                .collect()
+                .await
+                .map_err(|_| Away::Unreachable(name))?;
+            serde_json::from_slice(&whole.to_bytes())
+                .map_err(|_| Away::Answered(name, status.as_u16()))
         };
-        tokio::time::timeout(self.timeout, exchange).await.unwrap_or(Err(Away::TimedOut(name)))
+        tokio::time::timeout(self.timeout, exchange)
+            .await
+            .unwrap_or(Err(Away::TimedOut(name)))
     }
 }

@@ -45,19 +45,24 @@ pub fn empty() -> Body {
 
 /// One known body; hyper declares its length.
 pub fn full(bytes: impl Into<Bytes>) -> Body {
-    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+    Full::new(bytes.into())
+        .map_err(|never| match never {})
+        .boxed_unsync()
 }
 
 /// A body whose pieces come one by one with `gap` between them: chunked on HTTP/1.1.
 pub fn pieces(parts: Vec<Bytes>, gap: Duration) -> Body {
     let queue: VecDeque<Bytes> = parts.into();
-    from_stream(stream::unfold((queue, true), move |(mut queue, first)| async move {
-        let next = queue.pop_front()?;
-        if !first && !gap.is_zero() {
-            tokio::time::sleep(gap).await;
-        }
-        Some((next, (queue, false)))
-    }))
+    from_stream(stream::unfold(
+        (queue, true),
+        move |(mut queue, first)| async move {
+            let next = queue.pop_front()?;
+            if !first && !gap.is_zero() {
+                tokio::time::sleep(gap).await;
+            }
+            Some((next, (queue, false)))
+        },
+    ))
 }
 
 /// A body from any stream of bytes, of unknown length.
@@ -71,7 +76,11 @@ pub fn filler(size: u64, html: bool) -> Body {
     const LINE: &[u8] = b"<!-- filler for a body of a chosen size, 64 bytes to the line -->\n";
     const END: &[u8] = b"</html>";
     const BLOCK: u64 = 16 * 1024;
-    let end = if html && size >= END.len() as u64 { END } else { b"" };
+    let end = if html && size >= END.len() as u64 {
+        END
+    } else {
+        b""
+    };
     let middle = size - end.len() as u64;
     let block: Bytes = LINE.iter().copied().cycle().take(BLOCK as usize).collect();
     let blocks = stream::unfold(0u64, move |sent| {
@@ -100,7 +109,13 @@ pub enum Stop {
 /// Passes the first `keep` bytes of a body on and then stops. The stop comes a moment after the last byte, so
 /// that hyper has put those bytes on the wire by then and the client truly sees half an answer.
 pub fn cut(inner: Body, keep: u64, stop: Stop) -> Body {
-    Cut { inner, keep, stop, pause: None }.boxed_unsync()
+    Cut {
+        inner,
+        keep,
+        stop,
+        pause: None,
+    }
+    .boxed_unsync()
 }
 
 struct Cut {
@@ -116,7 +131,10 @@ impl HttpBody for Cut {
     type Data = Bytes;
     type Error = StubError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StubError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StubError>>> {
         let this = &mut *self;
         if this.keep > 0 {
             match Pin::new(&mut this.inner).poll_frame(cx) {
@@ -135,7 +153,9 @@ impl HttpBody for Cut {
         if this.stop == Stop::Stall {
             return Poll::Pending;
         }
-        let pause = this.pause.get_or_insert_with(|| Box::pin(tokio::time::sleep(BEFORE_CUT)));
+        let pause = this
+            .pause
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(BEFORE_CUT)));
         match pause.as_mut().poll(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(()) => Poll::Ready(Some(Err(StubError::Cut))),
@@ -157,7 +177,10 @@ impl<T: Unpin> HttpBody for Holding<T> {
     type Data = Bytes;
     type Error = StubError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, StubError>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, StubError>>> {
         Pin::new(&mut self.inner).poll_frame(cx)
     }
 

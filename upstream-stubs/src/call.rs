@@ -83,17 +83,29 @@ impl Call {
 
     /// Reads the whole body. Errors are answers: 413 over [`BODY_LIMIT`], 400 if the client broke off.
     pub async fn bytes(self) -> Result<Bytes, Reply> {
-        match Limited::new(self.request.into_body(), BODY_LIMIT).collect().await {
+        match Limited::new(self.request.into_body(), BODY_LIMIT)
+            .collect()
+            .await
+        {
             Ok(whole) => Ok(whole.to_bytes()),
-            Err(e) if e.is::<LengthLimitError>() => Err(problem(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the body is over 16 MiB")),
-            Err(_) => Err(problem(StatusCode::BAD_REQUEST, "body_broken", "the body could not be read")),
+            Err(e) if e.is::<LengthLimitError>() => Err(problem(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body_too_large",
+                "the body is over 16 MiB",
+            )),
+            Err(_) => Err(problem(
+                StatusCode::BAD_REQUEST,
+                "body_broken",
+                "the body could not be read",
+            )),
         }
     }
 
     /// Reads the body as JSON; 400 with the parser's reason if it is not what is wanted.
     pub async fn json<T: DeserializeOwned>(self) -> Result<T, Reply> {
         let bytes = self.bytes().await?;
-        serde_json::from_slice(&bytes).map_err(|e| problem(StatusCode::BAD_REQUEST, "bad_json", &e.to_string()))
+        serde_json::from_slice(&bytes)
+            .map_err(|e| problem(StatusCode::BAD_REQUEST, "bad_json", &e.to_string()))
     }
 }
 
@@ -104,7 +116,11 @@ pub struct Query(Vec<(String, String)>);
 impl Query {
     /// Parses what stands behind the `?`. Never fails: bad escapes stay as they are, bad UTF-8 becomes U+FFFD.
     pub fn parse(raw: &str) -> Query {
-        let decode = |s: &str| percent_decode_str(&s.replace('+', " ")).decode_utf8_lossy().into_owned();
+        let decode = |s: &str| {
+            percent_decode_str(&s.replace('+', " "))
+                .decode_utf8_lossy()
+                .into_owned()
+        };
         Query(
             raw.split('&')
                 .filter(|pair| !pair.is_empty())
@@ -116,7 +132,10 @@ impl Query {
 
     /// The first value of a name.
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.0.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
+        self.0
+            .iter()
+            .find(|(k, _)| k == name)
+            .map(|(_, v)| v.as_str())
     }
 
     /// The first value of a name as a number; `None` if absent or not a number.
@@ -145,12 +164,20 @@ pub fn problem(status: StatusCode, code: &str, message: &str) -> Reply {
 
 /// 404 in JSON.
 pub fn not_found(what: &str) -> Reply {
-    problem(StatusCode::NOT_FOUND, "not_found", &format!("there is no {what}"))
+    problem(
+        StatusCode::NOT_FOUND,
+        "not_found",
+        &format!("there is no {what}"),
+    )
 }
 
 /// 405 with `Allow` (RFC 9110 section 15.5.6).
 pub fn wrong_method(allow: &'static str) -> Reply {
-    let mut reply = problem(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", &format!("use {allow}"));
+    let mut reply = problem(
+        StatusCode::METHOD_NOT_ALLOWED,
+        "method_not_allowed",
+        &format!("use {allow}"),
+    );
     set(&mut reply, ALLOW, allow);
     reply
 }

@@ -9,11 +9,24 @@ use serde_json::json;
 use crate::call::{Call, Reply, json_reply, not_found, wrong_method};
 
 /// The categories, each with eight products.
-pub(crate) const CATEGORIES: [(&str, &str); 5] =
-    [("shoes", "Shoes"), ("hats", "Hats"), ("bags", "Bags"), ("coats", "Coats"), ("socks", "Socks")];
+pub(crate) const CATEGORIES: [(&str, &str); 5] = [
+    ("shoes", "Shoes"),
+    ("hats", "Hats"),
+    ("bags", "Bags"),
+    ("coats", "Coats"),
+    ("socks", "Socks"),
+];
 
-const STYLES: [&str; 8] = ["Alder", "Birch", "Cedar", "Dune", "Ember", "Fjord", "Grove", "Heath"];
-const NOUNS: [[&str; 2]; 5] = [["Runner", "Boot"], ["Cap", "Beanie"], ["Tote", "Backpack"], ["Parka", "Raincoat"], ["Crew Sock", "Hiking Sock"]];
+const STYLES: [&str; 8] = [
+    "Alder", "Birch", "Cedar", "Dune", "Ember", "Fjord", "Grove", "Heath",
+];
+const NOUNS: [[&str; 2]; 5] = [
+    ["Runner", "Boot"],
+    ["Cap", "Beanie"],
+    ["Tote", "Backpack"],
+    ["Parka", "Raincoat"],
+    ["Crew Sock", "Hiking Sock"],
+];
 
 /// One product.
 #[derive(Debug, Clone, Serialize)]
@@ -75,7 +88,12 @@ static DEALS: LazyLock<Vec<Deal>> = LazyLock::new(|| {
                 product_name: product.name.clone(),
                 percent_off,
                 price: product.price * (100 - percent_off) / 100,
-                badge: ["Deal of the day", "Last pieces", "Season sale", "Members' choice"][i % 4],
+                badge: [
+                    "Deal of the day",
+                    "Last pieces",
+                    "Season sale",
+                    "Members' choice",
+                ][i % 4],
             }
         })
         .collect()
@@ -92,12 +110,20 @@ pub(crate) fn euros(cents: u64) -> String {
 }
 
 /// The products in a category (all for `None`) whose name holds `q`, in the order asked for.
-pub(crate) fn select(category: Option<&str>, q: Option<&str>, sort: Option<&str>) -> Vec<&'static Product> {
+pub(crate) fn select(
+    category: Option<&str>,
+    q: Option<&str>,
+    sort: Option<&str>,
+) -> Vec<&'static Product> {
     let q = q.map(str::to_lowercase).filter(|q| !q.is_empty());
     let mut found: Vec<&Product> = PRODUCTS
         .iter()
         .filter(|p| category.is_none_or(|c| p.category == c))
-        .filter(|p| q.as_ref().is_none_or(|q| p.name.to_lowercase().contains(q) || p.category.contains(q.as_str())))
+        .filter(|p| {
+            q.as_ref().is_none_or(|q| {
+                p.name.to_lowercase().contains(q) || p.category.contains(q.as_str())
+            })
+        })
         .collect();
     match sort {
         Some("price") => found.sort_by_key(|p| p.price),
@@ -115,12 +141,18 @@ pub(crate) struct Catalogue;
 impl Catalogue {
     /// `/api/products?page=&limit=&category=&q=&sort=` and `/api/products/{id}`.
     pub fn products(&self, call: &Call) -> Reply {
-        let Some(rest) = under(call.path(), "/api/products") else { return not_found("such path") };
+        let Some(rest) = under(call.path(), "/api/products") else {
+            return not_found("such path");
+        };
         if !call.is_read() {
             return wrong_method("GET, HEAD");
         }
         if rest.is_empty() {
-            let all = select(call.query.get("category"), call.query.get("q"), call.query.get("sort"));
+            let all = select(
+                call.query.get("category"),
+                call.query.get("q"),
+                call.query.get("sort"),
+            );
             return json_reply(StatusCode::OK, &page(call, all, 10));
         }
         match rest.parse().ok().and_then(product) {
@@ -131,7 +163,9 @@ impl Catalogue {
 
     /// `/api/deals` and `/api/deals/{id}`.
     pub fn deals(&self, call: &Call) -> Reply {
-        let Some(rest) = under(call.path(), "/api/deals") else { return not_found("such path") };
+        let Some(rest) = under(call.path(), "/api/deals") else {
+            return not_found("such path");
+        };
         if !call.is_read() {
             return wrong_method("GET, HEAD");
         }
@@ -148,12 +182,24 @@ impl Catalogue {
 /// What of a path lies under a collection: `""` for the collection itself, `"7"` for `/api/x/7`.
 pub(crate) fn under<'a>(path: &'a str, collection: &str) -> Option<&'a str> {
     let rest = path.strip_prefix(collection)?;
-    if rest.is_empty() { Some(rest) } else { rest.strip_prefix('/') }
+    if rest.is_empty() {
+        Some(rest)
+    } else {
+        rest.strip_prefix('/')
+    }
 }
 
 /// One page of a list, by `?page=` (from 1) and `?limit=` (1 to 100).
-pub(crate) fn page<T: Serialize>(call: &Call, all: Vec<T>, default_limit: u64) -> serde_json::Value {
-    let limit = call.query.number("limit").unwrap_or(default_limit).clamp(1, 100);
+pub(crate) fn page<T: Serialize>(
+    call: &Call,
+    all: Vec<T>,
+    default_limit: u64,
+) -> serde_json::Value {
+    let limit = call
+        .query
+        .number("limit")
+        .unwrap_or(default_limit)
+        .clamp(1, 100);
     let page = call.query.number("page").unwrap_or(1).max(1);
     let total = all.len() as u64;
     let skip = usize::try_from((page - 1).saturating_mul(limit)).unwrap_or(usize::MAX);

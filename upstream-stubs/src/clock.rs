@@ -34,7 +34,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * of_year + 2) / 153;
     let day = of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     (year, month, day)
 }
@@ -45,12 +49,27 @@ mod tests {
 
     #[test]
     fn dates_agree_with_the_http_date_library() {
-        for text in ["Thu, 01 Jan 1970 00:00:00 GMT", "Tue, 29 Feb 2000 23:59:59 GMT", "Sat, 21 Nov 2026 01:29:23 GMT", "Mon, 01 Mar 2100 12:00:00 GMT"] {
+        for text in [
+            "Thu, 01 Jan 1970 00:00:00 GMT",
+            "Tue, 29 Feb 2000 23:59:59 GMT",
+            "Sat, 21 Nov 2026 01:29:23 GMT",
+            "Mon, 01 Mar 2100 12:00:00 GMT",
+        ] {
             let at = httpdate::parse_http_date(text).unwrap();
             let iso = iso(at);
-            let months = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
+            let months = [
+                "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+            ];
             let month = months.iter().position(|m| *m == &text[8..11]).unwrap() + 1;
-            assert_eq!(iso, format!("{}-{month:02}-{}T{}.000Z", &text[12..16], &text[5..7], &text[17..25]));
+            assert_eq!(
+                iso,
+                format!(
+                    "{}-{month:02}-{}T{}.000Z",
+                    &text[12..16],
+                    &text[5..7],
+                    &text[17..25]
+                )
+            );
         }
     }
 }

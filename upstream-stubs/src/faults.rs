@@ -54,7 +54,11 @@ impl FromStr for Fault {
             "hang" => Fault::Hang,
             "reset" => Fault::Reset,
             "garbage" => Fault::Garbage,
-            _ => return Err(format!("unknown fault {text:?}: close, truncate, stall, hang, reset or garbage")),
+            _ => {
+                return Err(format!(
+                    "unknown fault {text:?}: close, truncate, stall, hang, reset or garbage"
+                ));
+            }
         })
     }
 }
@@ -118,10 +122,14 @@ impl FaultRule {
             body_size(size)?;
         }
         if let Some(method) = &self.method {
-            Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is no method"))?;
+            Method::from_bytes(method.as_bytes())
+                .map_err(|_| format!("{method:?} is no method"))?;
         }
         if !(0.0..=1.0).contains(&self.probability) {
-            return Err(format!("probability {} is not between 0 and 1", self.probability));
+            return Err(format!(
+                "probability {} is not between 0 and 1",
+                self.probability
+            ));
         }
         for (name, value) in &self.headers {
             header(name, value)?;
@@ -130,18 +138,27 @@ impl FaultRule {
     }
 
     fn matches(&self, method: &Method, path: &str) -> bool {
-        path.starts_with(&self.path_prefix) && self.method.as_ref().is_none_or(|m| m.eq_ignore_ascii_case(method.as_str()))
+        path.starts_with(&self.path_prefix)
+            && self
+                .method
+                .as_ref()
+                .is_none_or(|m| m.eq_ignore_ascii_case(method.as_str()))
     }
 
     fn apply(&self, effect: &mut Effect) {
         if let Some(ms) = self.latency_ms {
             effect.latency = Duration::from_millis(ms);
         }
-        effect.status = self.status.and_then(|s| StatusCode::from_u16(s).ok()).or(effect.status);
+        effect.status = self
+            .status
+            .and_then(|s| StatusCode::from_u16(s).ok())
+            .or(effect.status);
         effect.fault = self.fault.or(effect.fault);
         effect.body_size = self.body_size.or(effect.body_size);
         effect.after_work |= self.after_work;
-        effect.headers.extend(self.headers.iter().filter_map(|(n, v)| header(n, v).ok()));
+        effect
+            .headers
+            .extend(self.headers.iter().filter_map(|(n, v)| header(n, v).ok()));
     }
 }
 
@@ -184,7 +201,12 @@ impl Faults {
     }
 
     /// What happens to this request. Counts down the rules that hit. `Err` if one of its headers makes no sense.
-    pub fn effect(&self, method: &Method, path: &str, headers: &HeaderMap) -> Result<Effect, String> {
+    pub fn effect(
+        &self,
+        method: &Method,
+        path: &str,
+        headers: &HeaderMap,
+    ) -> Result<Effect, String> {
         let mut effect = Effect::default();
         if self.count.load(Ordering::Acquire) > 0 {
             let mut rules = self.rules.lock();
@@ -207,13 +229,26 @@ const PREFIX: &str = "x-stub-";
 
 fn from_headers(headers: &HeaderMap, effect: &mut Effect) -> Result<(), String> {
     for (name, value) in headers {
-        let Some(what) = name.as_str().strip_prefix(PREFIX) else { continue };
+        let Some(what) = name.as_str().strip_prefix(PREFIX) else {
+            continue;
+        };
         let text = || value.to_str().map_err(|_| format!("{name} is not text"));
         match what {
             "latency" => effect.latency = latency(text()?)?,
-            "status" => effect.status = Some(status_code(text()?.parse().map_err(|_| "x-stub-status wants a number".to_owned())?)?),
+            "status" => {
+                effect.status = Some(status_code(
+                    text()?
+                        .parse()
+                        .map_err(|_| "x-stub-status wants a number".to_owned())?,
+                )?)
+            }
             "fault" => effect.fault = Some(text()?.parse()?),
-            "body-size" => effect.body_size = Some(body_size(text()?.parse().map_err(|_| "x-stub-body-size wants a number of bytes".to_owned())?)?),
+            "body-size" => {
+                effect.body_size =
+                    Some(body_size(text()?.parse().map_err(|_| {
+                        "x-stub-body-size wants a number of bytes".to_owned()
+                    })?)?)
+            }
             "after-work" => effect.after_work = matches!(text()?, "1" | "yes" | "true"),
             _ => {
                 if let Some(wanted) = what.strip_prefix("header-") {
@@ -226,8 +261,10 @@ fn from_headers(headers: &HeaderMap, effect: &mut Effect) -> Result<(), String> 
 }
 
 fn header(name: &str, value: &str) -> Result<(HeaderName, HeaderValue), String> {
-    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| format!("{name:?} is no header name"))?;
-    let value = HeaderValue::from_str(value).map_err(|_| format!("header {name} cannot have that value"))?;
+    let parsed = HeaderName::from_bytes(name.as_bytes())
+        .map_err(|_| format!("{name:?} is no header name"))?;
+    let value = HeaderValue::from_str(value)
+        .map_err(|_| format!("header {name} cannot have that value"))?;
     Ok((parsed, value))
 }
 
@@ -240,7 +277,13 @@ fn status_code(status: u16) -> Result<StatusCode, String> {
 }
 
 fn body_size(size: u64) -> Result<u64, String> {
-    if size > MAX_BODY_SIZE { Err(format!("a body of {size} bytes is over the limit of {MAX_BODY_SIZE}")) } else { Ok(size) }
+    if size > MAX_BODY_SIZE {
+        Err(format!(
+            "a body of {size} bytes is over the limit of {MAX_BODY_SIZE}"
+        ))
+    } else {
+        Ok(size)
+    }
 }
 
 /// `500ms`, `2s`, `1.5s` or a bare number of milliseconds; at most a day.
@@ -265,7 +308,13 @@ mod tests {
 
     #[test]
     fn latencies_are_read_in_all_their_spellings() {
-        for (text, ms) in [("500ms", 500), ("2s", 2000), ("1.5s", 1500), ("250", 250), ("0", 0)] {
+        for (text, ms) in [
+            ("500ms", 500),
+            ("2s", 2000),
+            ("1.5s", 1500),
+            ("250", 250),
+            ("0", 0),
+        ] {
             assert_eq!(latency(text), Ok(Duration::from_millis(ms)), "{text}");
         }
         for text in ["", "ms", "-1s", "nan", "inf", "1e99s", "5m"] {
@@ -276,8 +325,21 @@ mod tests {
     #[test]
     fn a_rule_is_used_up_after_its_times() {
         let faults = Faults::default();
-        faults.add(FaultRule { path_prefix: "/a".into(), status: Some(503), times: Some(2), ..FaultRule::default() }).unwrap();
-        let hit = |path: &str| faults.effect(&Method::GET, path, &HeaderMap::new()).unwrap().status.is_some();
+        faults
+            .add(FaultRule {
+                path_prefix: "/a".into(),
+                status: Some(503),
+                times: Some(2),
+                ..FaultRule::default()
+            })
+            .unwrap();
+        let hit = |path: &str| {
+            faults
+                .effect(&Method::GET, path, &HeaderMap::new())
+                .unwrap()
+                .status
+                .is_some()
+        };
         assert!(!hit("/b"));
         assert!(hit("/a/1") && hit("/a/2"));
         assert!(!hit("/a/3"));
@@ -287,10 +349,19 @@ mod tests {
     #[test]
     fn the_requests_own_headers_override_rules() {
         let faults = Faults::default();
-        faults.add(FaultRule { status: Some(503), latency_ms: Some(5), ..FaultRule::default() }).unwrap();
+        faults
+            .add(FaultRule {
+                status: Some(503),
+                latency_ms: Some(5),
+                ..FaultRule::default()
+            })
+            .unwrap();
         let mut headers = HeaderMap::new();
         headers.insert("x-stub-status", HeaderValue::from_static("404"));
-        headers.insert("x-stub-header-cache-control", HeaderValue::from_static("no-store"));
+        headers.insert(
+            "x-stub-header-cache-control",
+            HeaderValue::from_static("no-store"),
+        );
         let effect = faults.effect(&Method::GET, "/", &headers).unwrap();
         assert_eq!(effect.status, Some(StatusCode::NOT_FOUND));
         assert_eq!(effect.latency, Duration::from_millis(5));
@@ -300,12 +371,30 @@ mod tests {
     #[test]
     fn rules_that_make_no_sense_are_refused() {
         let bad = [
-            FaultRule { status: Some(99), ..FaultRule::default() },
-            FaultRule { probability: 1.5, ..FaultRule::default() },
-            FaultRule { probability: f64::NAN, ..FaultRule::default() },
-            FaultRule { method: Some("GET IT".into()), ..FaultRule::default() },
-            FaultRule { headers: [("bad name".to_owned(), "x".to_owned())].into(), ..FaultRule::default() },
-            FaultRule { headers: [("x".to_owned(), "a\r\nb".to_owned())].into(), ..FaultRule::default() },
+            FaultRule {
+                status: Some(99),
+                ..FaultRule::default()
+            },
+            FaultRule {
+                probability: 1.5,
+                ..FaultRule::default()
+            },
+            FaultRule {
+                probability: f64::NAN,
+                ..FaultRule::default()
+            },
+            FaultRule {
+                method: Some("GET IT".into()),
+                ..FaultRule::default()
+            },
+            FaultRule {
+                headers: [("bad name".to_owned(), "x".to_owned())].into(),
+                ..FaultRule::default()
+            },
+            FaultRule {
+                headers: [("x".to_owned(), "a\r\nb".to_owned())].into(),
+                ..FaultRule::default()
+            },
         ];
         for rule in bad {
             assert!(Faults::default().add(rule.clone()).is_err(), "{rule:?}");

@@ -63,13 +63,19 @@ pub struct SeenRequest {
 impl SeenRequest {
     /// The first value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+        self.headers
+            .iter()
+            .find(|(n, _)| n.eq_ignore_ascii_case(name))
+            .map(|(_, v)| v.as_str())
     }
 
     pub(crate) fn of<B>(request: &Request<B>) -> SeenRequest {
         SeenRequest {
             method: request.method().to_string(),
-            target: request.uri().path_and_query().map_or_else(|| request.uri().to_string(), |pq| pq.to_string()),
+            target: request
+                .uri()
+                .path_and_query()
+                .map_or_else(|| request.uri().to_string(), |pq| pq.to_string()),
             version: version(request.version()).to_owned(),
             headers: headers(request.headers()),
         }
@@ -89,7 +95,14 @@ pub(crate) fn version(version: Version) -> &'static str {
 
 /// Headers as pairs; bytes that are not UTF-8 become U+FFFD.
 pub(crate) fn headers(map: &http::HeaderMap) -> Vec<(String, String)> {
-    map.iter().map(|(n, v)| (n.to_string(), String::from_utf8_lossy(v.as_bytes()).into_owned())).collect()
+    map.iter()
+        .map(|(n, v)| {
+            (
+                n.to_string(),
+                String::from_utf8_lossy(v.as_bytes()).into_owned(),
+            )
+        })
+        .collect()
 }
 
 /// A thing done in the world that must not be done twice.
@@ -137,7 +150,13 @@ impl Handle {
     pub fn stats(&self) -> Stats {
         Stats {
             hits: self.hits(),
-            paths: self.0.paths.lock().iter().map(|(k, v)| (k.clone(), *v)).collect(),
+            paths: self
+                .0
+                .paths
+                .lock()
+                .iter()
+                .map(|(k, v)| (k.clone(), *v))
+                .collect(),
             in_flight: self.0.in_flight.load(Ordering::SeqCst),
             max_in_flight: self.0.max_in_flight.load(Ordering::SeqCst),
             connections: self.0.connections.load(Ordering::SeqCst),
@@ -159,7 +178,9 @@ impl Handle {
     pub fn reset(&self) {
         self.0.hits.store(0, Ordering::SeqCst);
         self.0.connections.store(0, Ordering::SeqCst);
-        self.0.max_in_flight.store(self.0.in_flight.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.0
+            .max_in_flight
+            .store(self.0.in_flight.load(Ordering::SeqCst), Ordering::SeqCst);
         self.0.paths.lock().clear();
         self.0.recent.lock().clear();
         self.0.ledger.lock().clear();

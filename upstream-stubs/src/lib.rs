@@ -15,6 +15,9 @@
 //!
 //! Everything is spoken over HTTP/1.1 with keep-alive and over HTTP/2 without TLS (prior knowledge).
 
+// Where a step fails, the error is the answer that goes out: as large as an answer, and made once a request.
+#![allow(clippy::result_large_err)]
+
 mod auth;
 mod bff;
 mod body;
@@ -188,7 +191,11 @@ pub struct AllOptions {
 
 impl Default for AllOptions {
     fn default() -> Self {
-        AllOptions { ip: IpAddr::V4(Ipv4Addr::LOCALHOST), ephemeral: false, options: Options::default() }
+        AllOptions {
+            ip: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            ephemeral: false,
+            options: Options::default(),
+        }
     }
 }
 
@@ -208,18 +215,35 @@ pub struct AllStubs {
 impl AllStubs {
     /// All of them, in the order of their ports.
     pub fn iter(&self) -> impl Iterator<Item = &Running> {
-        [&self.storefront, &self.bff, &self.auth, &self.members, &self.products, &self.deals, &self.orders].into_iter()
+        [
+            &self.storefront,
+            &self.bff,
+            &self.auth,
+            &self.members,
+            &self.products,
+            &self.deals,
+            &self.orders,
+        ]
+        .into_iter()
     }
 }
 
 /// Starts every service, the BFF wired to products and deals. If one cannot bind its port, the error names the
 /// service and the address, and those already started stop.
 pub async fn start_all(all: AllOptions) -> std::io::Result<AllStubs> {
-    let AllOptions { ip, ephemeral, options } = all;
+    let AllOptions {
+        ip,
+        ephemeral,
+        options,
+    } = all;
     let at = |kind: Kind| SocketAddr::new(ip, if ephemeral { 0 } else { kind.default_port() });
     let products = start(Kind::Products, at(Kind::Products), options.clone()).await?;
     let deals = start(Kind::Deals, at(Kind::Deals), options.clone()).await?;
-    let wired = Options { products_url: products.url(), deals_url: deals.url(), ..options.clone() };
+    let wired = Options {
+        products_url: products.url(),
+        deals_url: deals.url(),
+        ..options.clone()
+    };
     Ok(AllStubs {
         bff: start(Kind::Bff, at(Kind::Bff), wired).await?,
         storefront: start(Kind::Storefront, at(Kind::Storefront), options.clone()).await?,

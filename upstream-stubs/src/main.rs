@@ -29,11 +29,11 @@ struct Args {
     listen: Option<SocketAddr>,
 
     /// With --all: the address on which they listen.
-    #[arg(long, requires = "all", default_value = "127.0.0.1")]
+    #[arg(long, conflicts_with = "service", default_value = "127.0.0.1")]
     ip: IpAddr,
 
     /// With --all: take free ports in place of the default ones.
-    #[arg(long, requires = "all")]
+    #[arg(long, conflicts_with = "service")]
     free_ports: bool,
 
     /// Start with /health failing.
@@ -117,13 +117,20 @@ async fn main() -> ExitCode {
 async fn run(args: Args) -> std::io::Result<()> {
     let options = args.options();
     if args.all {
-        let all = start_all(AllOptions { ip: args.ip, ephemeral: args.free_ports, options }).await?;
+        let all = start_all(AllOptions {
+            ip: args.ip,
+            ephemeral: args.free_ports,
+            options,
+        })
+        .await?;
         all.iter().for_each(say);
         return stopped().await;
     }
     // clap has made sure that there is one.
     let kind = args.service.unwrap_or(Kind::Storefront);
-    let addr = args.listen.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], kind.default_port())));
+    let addr = args
+        .listen
+        .unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], kind.default_port())));
     let running = start(kind, addr, options).await?;
     say(&running);
     stopped().await

@@ -37,39 +37,77 @@ pub(crate) struct Members {
 
 impl Members {
     pub fn new() -> Members {
-        let seeded = [("Alice Liddell", "alice@example.com", "gold"), ("Bob Bauer", "bob@example.com", "silver"), ("Carol Reed", "carol@example.com", "basic")];
+        let seeded = [
+            ("Alice Liddell", "alice@example.com", "gold"),
+            ("Bob Bauer", "bob@example.com", "silver"),
+            ("Carol Reed", "carol@example.com", "basic"),
+        ];
         let by_id: BTreeMap<u64, Member> = (1u64..)
             .zip(seeded)
             .map(|(id, (name, email, tier))| {
-                (id, Member { id, name: name.into(), email: email.into(), tier: tier.into(), updated_at: clock::iso(SystemTime::now()) })
+                (
+                    id,
+                    Member {
+                        id,
+                        name: name.into(),
+                        email: email.into(),
+                        tier: tier.into(),
+                        updated_at: clock::iso(SystemTime::now()),
+                    },
+                )
             })
             .collect();
         let next = AtomicU64::new(by_id.len() as u64 + 1);
-        Members { by_id: Mutex::new(by_id), next }
+        Members {
+            by_id: Mutex::new(by_id),
+            next,
+        }
     }
 
     pub async fn answer(&self, call: Call) -> Reply {
-        let saw = if call.headers().contains_key("authorization") { "yes" } else { "no" };
-        let consumer = call.header("x-consumer-username").or_else(|| call.header("x-consumer-id")).map(str::to_owned);
+        let saw = if call.headers().contains_key("authorization") {
+            "yes"
+        } else {
+            "no"
+        };
+        let consumer = call
+            .header("x-consumer-username")
+            .or_else(|| call.header("x-consumer-id"))
+            .map(str::to_owned);
         let mut reply = self.route(call).await;
-        set(&mut reply, HeaderName::from_static("x-stub-saw-authorization"), saw);
+        set(
+            &mut reply,
+            HeaderName::from_static("x-stub-saw-authorization"),
+            saw,
+        );
         if let Some(consumer) = consumer {
-            set(&mut reply, HeaderName::from_static("x-stub-saw-consumer"), &consumer);
+            set(
+                &mut reply,
+                HeaderName::from_static("x-stub-saw-consumer"),
+                &consumer,
+            );
         }
         reply
     }
 
     async fn route(&self, call: Call) -> Reply {
-        let Some(rest) = under(call.path(), "/api/members") else { return not_found("such path") };
+        let Some(rest) = under(call.path(), "/api/members") else {
+            return not_found("such path");
+        };
         let method = call.method().clone();
         if rest.is_empty() {
             return match method {
-                Method::GET | Method::HEAD => json_reply(StatusCode::OK, &page(&call, self.by_id.lock().values().cloned().collect(), 20)),
+                Method::GET | Method::HEAD => json_reply(
+                    StatusCode::OK,
+                    &page(&call, self.by_id.lock().values().cloned().collect(), 20),
+                ),
                 Method::POST => self.create(call).await,
                 _ => wrong_method("GET, HEAD, POST"),
             };
         }
-        let Ok(id) = rest.parse::<u64>() else { return not_found("such member") };
+        let Ok(id) = rest.parse::<u64>() else {
+            return not_found("such member");
+        };
         match method {
             Method::GET | Method::HEAD => match self.by_id.lock().get(&id) {
                 Some(member) => json_reply(StatusCode::OK, member),
@@ -94,7 +132,13 @@ impl Members {
             Err(reply) => return reply,
         };
         let id = self.next.fetch_add(1, Ordering::SeqCst);
-        let member = Member { id, name, email, tier: change.tier.unwrap_or_else(|| "basic".into()), updated_at: clock::iso(SystemTime::now()) };
+        let member = Member {
+            id,
+            name,
+            email,
+            tier: change.tier.unwrap_or_else(|| "basic".into()),
+            updated_at: clock::iso(SystemTime::now()),
+        };
         self.by_id.lock().insert(id, member.clone());
         created(&format!("/api/members/{id}"), &member)
     }
@@ -112,7 +156,9 @@ impl Members {
             return reply;
         }
         let mut all = self.by_id.lock();
-        let Some(member) = all.get_mut(&id) else { return not_found("such member") };
+        let Some(member) = all.get_mut(&id) else {
+            return not_found("such member");
+        };
         if let Some(name) = change.name {
             member.name = name;
         }
@@ -133,16 +179,28 @@ fn whole(change: &Change) -> Result<(String, String), Reply> {
     valid(change)?;
     match (&change.name, &change.email) {
         (Some(name), Some(email)) => Ok((name.clone(), email.clone())),
-        _ => Err(problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid_member", "name and email are needed")),
+        _ => Err(problem(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid_member",
+            "name and email are needed",
+        )),
     }
 }
 
 fn valid(change: &Change) -> Result<(), Reply> {
     if change.name.as_ref().is_some_and(|n| n.trim().is_empty()) {
-        return Err(problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid_member", "name is empty"));
+        return Err(problem(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid_member",
+            "name is empty",
+        ));
     }
     if change.email.as_ref().is_some_and(|e| !e.contains('@')) {
-        return Err(problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid_member", "email has no @"));
+        return Err(problem(
+            StatusCode::UNPROCESSABLE_ENTITY,
+            "invalid_member",
+            "email has no @",
+        ));
     }
     Ok(())
 }

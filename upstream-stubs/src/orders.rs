@@ -51,17 +51,30 @@ pub(crate) struct Orders {
 
 impl Orders {
     pub fn new(handle: Handle) -> Orders {
-        Orders { by_id: Mutex::default(), next: AtomicU64::new(1), handle }
+        Orders {
+            by_id: Mutex::default(),
+            next: AtomicU64::new(1),
+            handle,
+        }
     }
 
     pub async fn answer(&self, call: Call) -> Reply {
-        let Some(rest) = under(call.path(), "/api/orders") else { return not_found("such path") };
+        let Some(rest) = under(call.path(), "/api/orders") else {
+            return not_found("such path");
+        };
         let method = call.method().clone();
         match (rest, method) {
-            ("", Method::GET | Method::HEAD) => json_reply(StatusCode::OK, &page(&call, self.by_id.lock().values().cloned().collect(), 20)),
+            ("", Method::GET | Method::HEAD) => json_reply(
+                StatusCode::OK,
+                &page(&call, self.by_id.lock().values().cloned().collect(), 20),
+            ),
             ("", Method::POST) => self.create(call).await,
             ("", _) => wrong_method("GET, HEAD, POST"),
-            (id, Method::GET | Method::HEAD) => match id.parse().ok().and_then(|id: u64| self.by_id.lock().get(&id).cloned()) {
+            (id, Method::GET | Method::HEAD) => match id
+                .parse()
+                .ok()
+                .and_then(|id: u64| self.by_id.lock().get(&id).cloned())
+            {
                 Some(order) => json_reply(StatusCode::OK, &order),
                 None => not_found("such order"),
             },
@@ -70,29 +83,57 @@ impl Orders {
     }
 
     async fn create(&self, call: Call) -> Reply {
-        let idempotency_key = call.header("idempotency-key").or_else(|| call.header("x-idempotency-key")).map(str::to_owned);
+        let idempotency_key = call
+            .header("idempotency-key")
+            .or_else(|| call.header("x-idempotency-key"))
+            .map(str::to_owned);
         let member = tokens::caller(&call);
         let wanted = match call.json::<Wanted>().await {
             Ok(wanted) => wanted,
             Err(reply) => return reply,
         };
         if wanted.items.is_empty() {
-            return problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid_order", "an order needs at least one item");
+            return problem(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "invalid_order",
+                "an order needs at least one item",
+            );
         }
         let mut total = 0u64;
         for item in &wanted.items {
             let Some(product) = product(item.product_id) else {
-                return problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid_order", &format!("there is no product {}", item.product_id));
+                return problem(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "invalid_order",
+                    &format!("there is no product {}", item.product_id),
+                );
             };
             if !(1..=1_000).contains(&item.quantity) {
-                return problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid_order", "quantity must be 1 to 1000");
+                return problem(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "invalid_order",
+                    "quantity must be 1 to 1000",
+                );
             }
             total = total.saturating_add(product.price * item.quantity);
         }
         let id = self.next.fetch_add(1, Ordering::SeqCst);
-        let order = Order { id, status: "accepted", items: wanted.items, total, member: member.clone(), created_at: clock::iso(SystemTime::now()) };
+        let order = Order {
+            id,
+            status: "accepted",
+            items: wanted.items,
+            total,
+            member: member.clone(),
+            created_at: clock::iso(SystemTime::now()),
+        };
         self.by_id.lock().insert(id, order.clone());
-        self.handle.record(LedgerEntry { action: "order.created", id, at: order.created_at.clone(), idempotency_key, subject: member });
+        self.handle.record(LedgerEntry {
+            action: "order.created",
+            id,
+            at: order.created_at.clone(),
+            idempotency_key,
+            subject: member,
+        });
         created(&format!("/api/orders/{id}"), &order)
     }
 }

@@ -65,26 +65,48 @@ impl Record {
     /// would make every page stale on arrival (RFC 9111 section 4.2.3).
     pub fn sent_headers(&self) -> impl Iterator<Item = (&str, &str)> {
         const LEFT_OUT: [&str; 11] = [
-            "connection", "keep-alive", "transfer-encoding", "te", "trailer", "upgrade", "proxy-authenticate", "proxy-connection",
-            "content-encoding", "content-length", "date",
+            "connection",
+            "keep-alive",
+            "transfer-encoding",
+            "te",
+            "trailer",
+            "upgrade",
+            "proxy-authenticate",
+            "proxy-connection",
+            "content-encoding",
+            "content-length",
+            "date",
         ];
-        self.res.iter().map(|(n, v)| (n.as_str(), v.as_str())).filter(|(n, _)| !LEFT_OUT.iter().any(|l| n.eq_ignore_ascii_case(l)))
+        self.res
+            .iter()
+            .map(|(n, v)| (n.as_str(), v.as_str()))
+            .filter(|(n, _)| !LEFT_OUT.iter().any(|l| n.eq_ignore_ascii_case(l)))
     }
 }
 
 fn find<'a>(headers: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    headers
+        .iter()
+        .find(|(n, _)| n.eq_ignore_ascii_case(name))
+        .map(|(_, v)| v.as_str())
 }
 
 /// Reads a recording. Errors name the line.
 pub fn load_recording(path: &Path) -> io::Result<Vec<Record>> {
-    let bad = |line: usize, why: String| io::Error::new(io::ErrorKind::InvalidData, format!("{}:{line}: {why}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
+    let bad = |line: usize, why: String| {
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("{}:{line}: {why}", path.display()),
+        )
+    };
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?;
     text.lines()
         .enumerate()
         .filter(|(_, line)| !line.trim().is_empty())
         .map(|(i, line)| {
-            let record: Record = serde_json::from_str(line).map_err(|e| bad(i + 1, e.to_string()))?;
+            let record: Record =
+                serde_json::from_str(line).map_err(|e| bad(i + 1, e.to_string()))?;
             if let Some(status) = record.status
                 && !(200..=599).contains(&status)
             {
@@ -103,13 +125,24 @@ pub fn recorded_body(record: &Record) -> Bytes {
     }
     let length = record.decoded_len;
     let mut body = BytesMut::with_capacity(length);
-    body.extend(record.first80.chars().map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')));
+    body.extend(
+        record
+            .first80
+            .chars()
+            .map(|c| u8::try_from(u32::from(c)).unwrap_or(b'?')),
+    );
     body.truncate(length);
-    let is_html = record.response_header("content-type").is_some_and(|t| t.starts_with("text/html"));
+    let is_html = record
+        .response_header("content-type")
+        .is_some_and(|t| t.starts_with("text/html"));
     let end: &[u8] = if is_html { b"</html>" } else { b"" };
     // The line break ends whatever the recorded beginning left open in a line-based payload. The ETag keeps two
     // versions of one page apart; the other headers do not change the bytes.
-    let filler = format!("\n/* {} {} */", record.url.replace("*/", "* /"), record.response_header("etag").unwrap_or("-"));
+    let filler = format!(
+        "\n/* {} {} */",
+        record.url.replace("*/", "* /"),
+        record.response_header("etag").unwrap_or("-")
+    );
     let middle = length.saturating_sub(body.len() + end.len());
     body.extend(filler.bytes().cycle().take(middle));
     if length - body.len() == end.len() {
@@ -122,15 +155,37 @@ pub fn recorded_body(record: &Record) -> Bytes {
 
 /// The request headers by which Next.js chooses an answer.
 const CHOOSING: [&str; 9] = [
-    "rsc", "next-router-state-tree", "next-router-prefetch", "next-router-segment-prefetch", "next-url", "next-action",
-    "x-nextjs-data", "x-middleware-prefetch", "x-deployment-id",
+    "rsc",
+    "next-router-state-tree",
+    "next-router-prefetch",
+    "next-router-segment-prefetch",
+    "next-url",
+    "next-action",
+    "x-nextjs-data",
+    "x-middleware-prefetch",
+    "x-deployment-id",
 ];
 
 /// Query parameters that a cache drops before it asks for a page.
 fn is_tracking(name: &str) -> bool {
     const NAMES: [&str; 17] = [
-        "gclid", "gbraid", "wbraid", "dclid", "fbclid", "msclkid", "ttclid", "twclid", "li_fat_id", "mc_cid", "mc_eid", "_ga", "_gl", "igshid", "yclid",
-        "srsltid", "_rsc",
+        "gclid",
+        "gbraid",
+        "wbraid",
+        "dclid",
+        "fbclid",
+        "msclkid",
+        "ttclid",
+        "twclid",
+        "li_fat_id",
+        "mc_cid",
+        "mc_eid",
+        "_ga",
+        "_gl",
+        "igshid",
+        "yclid",
+        "srsltid",
+        "_rsc",
     ];
     name.starts_with("utm_") || NAMES.contains(&name)
 }
@@ -138,9 +193,16 @@ fn is_tracking(name: &str) -> bool {
 /// Path and query without tracking parameters, the rest sorted.
 fn reduced(url: &str) -> String {
     let (path, query) = url.split_once('?').unwrap_or((url, ""));
-    let mut pairs: Vec<&str> = query.split('&').filter(|p| !p.is_empty() && !is_tracking(p.split('=').next().unwrap_or(""))).collect();
+    let mut pairs: Vec<&str> = query
+        .split('&')
+        .filter(|p| !p.is_empty() && !is_tracking(p.split('=').next().unwrap_or("")))
+        .collect();
     pairs.sort_unstable();
-    if pairs.is_empty() { path.to_owned() } else { format!("{path}?{}", pairs.join("&")) }
+    if pairs.is_empty() {
+        path.to_owned()
+    } else {
+        format!("{path}?{}", pairs.join("&"))
+    }
 }
 
 #[derive(Debug)]
@@ -162,27 +224,46 @@ pub(crate) struct Replay {
 impl Replay {
     pub fn new(options: &Options) -> io::Result<Replay> {
         let Some(path) = &options.recording else {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the replay needs a recording"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "the replay needs a recording",
+            ));
         };
         Ok(Replay::of(load_recording(path)?))
     }
 
     fn of(records: Vec<Record>) -> Replay {
-        let mut replay = Replay { records, groups: Vec::new(), exact: HashMap::new(), pages: HashMap::new() };
+        let mut replay = Replay {
+            records,
+            groups: Vec::new(),
+            exact: HashMap::new(),
+            pages: HashMap::new(),
+        };
         for (index, record) in replay.records.iter().enumerate() {
             if record.status.is_none() {
                 continue; // aborted by the browser: there is no answer to give
             }
-            let key = exact_key(&record.method, &record.url, |name| record.request_header(name).map(str::as_bytes));
+            let key = exact_key(&record.method, &record.url, |name| {
+                record.request_header(name).map(str::as_bytes)
+            });
             let group = *replay.exact.entry(key).or_insert_with(|| {
-                replay.groups.push(Group { records: Vec::new(), next: Mutex::new(0) });
+                replay.groups.push(Group {
+                    records: Vec::new(),
+                    next: Mutex::new(0),
+                });
                 replay.groups.len() - 1
             });
             replay.groups[group].records.push(index);
             if !is_router(|name| record.request_header(name).is_some()) {
                 let path = record.url.split('?').next().unwrap_or("/").to_owned();
-                replay.pages.entry(page_key(&record.method, &reduced(&record.url))).or_insert(group);
-                replay.pages.entry(page_key(&record.method, &path)).or_insert(group);
+                replay
+                    .pages
+                    .entry(page_key(&record.method, &reduced(&record.url)))
+                    .or_insert(group);
+                replay
+                    .pages
+                    .entry(page_key(&record.method, &path))
+                    .or_insert(group);
             }
         }
         replay
@@ -190,17 +271,39 @@ impl Replay {
 
     pub fn answer(&self, call: &Call) -> Reply {
         let method = call.method();
-        let url = call.request.uri().path_and_query().map_or("/", |pq| pq.as_str());
+        let url = call
+            .request
+            .uri()
+            .path_and_query()
+            .map_or("/", |pq| pq.as_str());
         let Some(group) = self.find(method, call.request.uri(), url, call.headers()) else {
-            return problem(StatusCode::NOT_FOUND, "not_recorded", &format!("no recorded exchange has {method} {url} with these router headers"));
+            return problem(
+                StatusCode::NOT_FOUND,
+                "not_recorded",
+                &format!("no recorded exchange has {method} {url} with these router headers"),
+            );
         };
-        let conditional = call.headers().contains_key("if-none-match") || call.headers().contains_key("if-modified-since");
+        let conditional = call.headers().contains_key("if-none-match")
+            || call.headers().contains_key("if-modified-since");
         let record = self.choose(&self.groups[group], conditional);
-        let status = record.status.and_then(|s| StatusCode::from_u16(s).ok()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let status = record
+            .status
+            .and_then(|s| StatusCode::from_u16(s).ok())
+            .unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let bytes = recorded_body(record);
-        let mut reply = with_body(status, if bytes.is_empty() { empty() } else { full(bytes) });
+        let mut reply = with_body(
+            status,
+            if bytes.is_empty() {
+                empty()
+            } else {
+                full(bytes)
+            },
+        );
         for (name, value) in record.sent_headers() {
-            if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_str(value)) {
+            if let (Ok(name), Ok(value)) = (
+                HeaderName::from_bytes(name.as_bytes()),
+                HeaderValue::from_str(value),
+            ) {
                 reply.headers_mut().append(name, value);
             }
         }
@@ -208,7 +311,9 @@ impl Replay {
     }
 
     fn find(&self, method: &Method, uri: &Uri, url: &str, headers: &HeaderMap) -> Option<usize> {
-        let exact = exact_key(method.as_str(), url, |name| headers.get(name).map(HeaderValue::as_bytes));
+        let exact = exact_key(method.as_str(), url, |name| {
+            headers.get(name).map(HeaderValue::as_bytes)
+        });
         if let Some(group) = self.exact.get(&exact) {
             return Some(*group);
         }
@@ -217,9 +322,16 @@ impl Replay {
         }
         let page = |url: &str| self.pages.get(&page_key(method.as_str(), url)).copied();
         // A HEAD that was not recorded is answered like the GET: the body is dropped later.
-        let as_get = |url: &str| (method == Method::HEAD).then(|| self.pages.get(&page_key("GET", url)).copied()).flatten();
+        let as_get = |url: &str| {
+            (method == Method::HEAD)
+                .then(|| self.pages.get(&page_key("GET", url)).copied())
+                .flatten()
+        };
         let reduced = reduced(url);
-        page(&reduced).or_else(|| page(uri.path())).or_else(|| as_get(&reduced)).or_else(|| as_get(uri.path()))
+        page(&reduced)
+            .or_else(|| page(uri.path()))
+            .or_else(|| as_get(&reduced))
+            .or_else(|| as_get(uri.path()))
     }
 
     /// The next record of a group. A 304 for a request without a condition is replaced by the whole answer before it
@@ -237,13 +349,32 @@ impl Replay {
         }
         let whole = |i: &&usize| self.records[**i].status != Some(304);
         let (before, behind) = group.records.split_at(at);
-        let other = before.iter().rev().find(whole).or_else(|| behind.iter().find(whole)).map(|i| &self.records[*i]);
-        other.or_else(|| self.records.iter().find(|r| r.url == record.url && r.status == Some(200))).unwrap_or(record)
+        let other = before
+            .iter()
+            .rev()
+            .find(whole)
+            .or_else(|| behind.iter().find(whole))
+            .map(|i| &self.records[*i]);
+        other
+            .or_else(|| {
+                self.records
+                    .iter()
+                    .find(|r| r.url == record.url && r.status == Some(200))
+            })
+            .unwrap_or(record)
     }
 }
 
 fn is_router(has: impl Fn(&str) -> bool) -> bool {
-    ["rsc", "next-router-state-tree", "next-router-prefetch", "next-router-segment-prefetch", "next-action"].iter().any(|name| has(name))
+    [
+        "rsc",
+        "next-router-state-tree",
+        "next-router-prefetch",
+        "next-router-segment-prefetch",
+        "next-action",
+    ]
+    .iter()
+    .any(|name| has(name))
 }
 
 fn page_key(method: &str, url: &str) -> String {

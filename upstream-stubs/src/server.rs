@@ -46,7 +46,11 @@ impl Running {
     pub fn url(&self) -> String {
         let mut addr = self.addr;
         if addr.ip().is_unspecified() {
-            addr.set_ip(if addr.is_ipv4() { IpAddr::V4(Ipv4Addr::LOCALHOST) } else { IpAddr::V6(Ipv6Addr::LOCALHOST) });
+            addr.set_ip(if addr.is_ipv4() {
+                IpAddr::V4(Ipv4Addr::LOCALHOST)
+            } else {
+                IpAddr::V6(Ipv6Addr::LOCALHOST)
+            });
         }
         format!("http://{addr}")
     }
@@ -80,17 +84,27 @@ impl Drop for Running {
 /// Errors: the address cannot be bound, or the service's own input is bad (a recording that cannot be read, a
 /// URL that does not parse); the message names the service and the thing.
 pub async fn start(kind: Kind, addr: SocketAddr, options: Options) -> io::Result<Running> {
-    let named = |e: io::Error| io::Error::new(e.kind(), format!("stub {} on {addr}: {e}", kind.name()));
+    let named =
+        |e: io::Error| io::Error::new(e.kind(), format!("stub {} on {addr}: {e}", kind.name()));
     let (spawner, spawned) = mpsc::unbounded_channel();
     let service = Arc::new(Service::new(kind, options, spawner).map_err(named)?);
     let listener = TcpListener::bind(addr).await.map_err(named)?;
     let addr = listener.local_addr()?;
     let handle = service.handle.clone();
     let accepting = tokio::spawn(accept(listener, service, spawned));
-    Ok(Running { kind, addr, handle, accepting })
+    Ok(Running {
+        kind,
+        addr,
+        handle,
+        accepting,
+    })
 }
 
-async fn accept(listener: TcpListener, service: Arc<Service>, mut spawned: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>) {
+async fn accept(
+    listener: TcpListener,
+    service: Arc<Service>,
+    mut spawned: mpsc::UnboundedReceiver<BoxFuture<'static, ()>>,
+) {
     // Aborted with this task, so no connection outlives the listener.
     let mut tasks = JoinSet::new();
     loop {
@@ -121,5 +135,7 @@ async fn connection(stream: TcpStream, service: Arc<Service>) {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http2().max_concurrent_streams(1024);
     // A broken connection is the client's affair, or ours on purpose.
-    let _ = builder.serve_connection_with_upgrades(TokioIo::new(wire), answer).await;
+    let _ = builder
+        .serve_connection_with_upgrades(TokioIo::new(wire), answer)
+        .await;
 }

@@ -10,14 +10,17 @@ use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
-use crate::body::{self, Body, StubError, Stop};
+use crate::body::{self, Body, Stop, StubError};
 use crate::call::{Call, Reply, bare, json_reply, not_found, problem, set, wrong_method};
 use crate::faults::{Effect, Fault, FaultRule};
 use crate::handle::{Handle, headers, version};
 use crate::server::Spawner;
 use crate::wire::Switch;
 use crate::{Kind, Options};
-use crate::{auth::Auth, bff::Bff, catalogue::Catalogue, members::Members, orders::Orders, replay::Replay, storefront::Storefront};
+use crate::{
+    auth::Auth, bff::Bff, catalogue::Catalogue, members::Members, orders::Orders, replay::Replay,
+    storefront::Storefront,
+};
 
 /// A service: what all have in common around the work of one kind.
 pub(crate) struct Service {
@@ -54,21 +57,43 @@ impl Service {
     }
 
     /// Answers one request. An error makes hyper drop the connection.
-    pub async fn answer(&self, request: Request<Incoming>, switch: &Switch) -> Result<Response<Body>, StubError> {
+    pub async fn answer(
+        &self,
+        request: Request<Incoming>,
+        switch: &Switch,
+    ) -> Result<Response<Body>, StubError> {
         let is_head = request.method() == Method::HEAD;
         if request.uri().path().starts_with("/_stub/") {
             return Ok(finish(self.admin(Call::new(request)).await, is_head));
         }
         let guard = self.handle.arrive(&request);
-        let effect = match self.handle.0.faults.effect(request.method(), request.uri().path(), request.headers()) {
+        let effect = match self.handle.0.faults.effect(
+            request.method(),
+            request.uri().path(),
+            request.headers(),
+        ) {
             Ok(effect) => effect,
-            Err(why) => return Ok(finish(problem(StatusCode::BAD_REQUEST, "bad_stub_header", &why), is_head)),
+            Err(why) => {
+                return Ok(finish(
+                    problem(StatusCode::BAD_REQUEST, "bad_stub_header", &why),
+                    is_head,
+                ));
+            }
         };
         if !effect.latency.is_zero() {
             tokio::time::sleep(effect.latency).await;
         }
-        let in_place_of_work = !effect.after_work && (effect.status.is_some() || matches!(effect.fault, Some(Fault::Close | Fault::Reset | Fault::Hang)));
-        let mut reply = if in_place_of_work { bare(StatusCode::OK) } else { self.work(Call::new(request)).await };
+        let in_place_of_work = !effect.after_work
+            && (effect.status.is_some()
+                || matches!(
+                    effect.fault,
+                    Some(Fault::Close | Fault::Reset | Fault::Hang)
+                ));
+        let mut reply = if in_place_of_work {
+            bare(StatusCode::OK)
+        } else {
+            self.work(Call::new(request)).await
+        };
         if let Some(status) = effect.status {
             reply = problem(status, "stub_fault", "this status was asked for");
         }
@@ -95,8 +120,15 @@ impl Service {
     }
 
     fn health(&self) -> Reply {
-        let (status, text) = if self.handle.healthy() { (StatusCode::OK, "ok") } else { (StatusCode::SERVICE_UNAVAILABLE, "failing") };
-        let mut reply = json_reply(status, &json!({"status": text, "service": self.kind.name()}));
+        let (status, text) = if self.handle.healthy() {
+            (StatusCode::OK, "ok")
+        } else {
+            (StatusCode::SERVICE_UNAVAILABLE, "failing")
+        };
+        let mut reply = json_reply(
+            status,
+            &json!({"status": text, "service": self.kind.name()}),
+        );
         set(&mut reply, CACHE_CONTROL, "no-store");
         reply
     }
@@ -110,13 +142,18 @@ impl Service {
             ("requests", &Method::GET) => json_reply(StatusCode::OK, &handle.requests()),
             ("ledger", &Method::GET) => {
                 let effects = handle.ledger();
-                json_reply(StatusCode::OK, &json!({"count": effects.len(), "effects": effects}))
+                json_reply(
+                    StatusCode::OK,
+                    &json!({"count": effects.len(), "effects": effects}),
+                )
             }
             ("reset", &Method::POST) => {
                 handle.reset();
                 bare(StatusCode::NO_CONTENT)
             }
-            ("faults", &Method::GET) => json_reply(StatusCode::OK, &json!({"faults": handle.faults()})),
+            ("faults", &Method::GET) => {
+                json_reply(StatusCode::OK, &json!({"faults": handle.faults()}))
+            }
             ("faults", &Method::POST) => match call.json::<FaultRule>().await {
                 Ok(rule) => match handle.add_fault(rule) {
                     Ok(()) => json_reply(StatusCode::CREATED, &json!({"faults": handle.faults()})),
@@ -162,7 +199,13 @@ async fn echo(call: Call) -> Reply {
                 hash.update(&data);
             }
             Ok(Err(_trailers)) => {}
-            Err(_) => return problem(StatusCode::BAD_REQUEST, "body_broken", "the body could not be read"),
+            Err(_) => {
+                return problem(
+                    StatusCode::BAD_REQUEST,
+                    "body_broken",
+                    "the body could not be read",
+                );
+            }
         }
     }
     let mut reply = json_reply(
@@ -188,12 +231,19 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 /// Does to an answer what the effect says.
 async fn spoil(mut reply: Reply, effect: Effect, switch: &Switch) -> Result<Reply, StubError> {
     if let Some(size) = effect.body_size {
-        let html = reply.headers().get(CONTENT_TYPE).is_some_and(|t| t.as_bytes().starts_with(b"text/html"));
+        let html = reply
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|t| t.as_bytes().starts_with(b"text/html"));
         *reply.body_mut() = body::filler(size, html);
         reply.headers_mut().insert(CONTENT_LENGTH, size.into());
     }
     for (name, value) in effect.headers {
-        if name == SET_COOKIE { reply.headers_mut().append(name, value) } else { reply.headers_mut().insert(name, value).is_some() };
+        if name == SET_COOKIE {
+            reply.headers_mut().append(name, value)
+        } else {
+            reply.headers_mut().insert(name, value).is_some()
+        };
     }
     match effect.fault {
         None => Ok(reply),
@@ -216,7 +266,10 @@ async fn spoil(mut reply: Reply, effect: Effect, switch: &Switch) -> Result<Repl
 fn halve(reply: Reply, stop: Stop) -> Reply {
     const OF_UNKNOWN: u64 = 512;
     const OF_NOTHING: u64 = 64; // an empty answer cannot be cut, so one that never comes is declared
-    let declared = reply.headers().get(CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    let declared = reply
+        .headers()
+        .get(CONTENT_LENGTH)
+        .and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     let length = declared.or(reply.body().size_hint().exact());
     let (mut parts, inner) = reply.into_parts();
     let keep = match length {
@@ -235,7 +288,10 @@ fn halve(reply: Reply, stop: Stop) -> Reply {
 
 /// The last step for every answer: HEAD keeps the length but not the body; 204 and 304 have neither.
 fn finish(mut reply: Reply, is_head: bool) -> Reply {
-    let bodiless = matches!(reply.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let bodiless = matches!(
+        reply.status(),
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED
+    );
     if is_head || bodiless {
         let length = reply.body().size_hint().exact();
         *reply.body_mut() = body::empty();

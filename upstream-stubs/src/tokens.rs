@@ -33,7 +33,10 @@ mod tests {
     #[test]
     fn the_subject_is_read() {
         let payload = URL_SAFE_NO_PAD.encode(r#"{"sub":"alice"}"#);
-        assert_eq!(subject(&format!("e30.{payload}.x")), Some("alice".to_owned()));
+        assert_eq!(
+            subject(&format!("e30.{payload}.x")),
+            Some("alice".to_owned())
+        );
         assert_eq!(subject("a.b.c"), None);
     }
 }

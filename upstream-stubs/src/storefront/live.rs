@@ -6,8 +6,8 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use futures_util::stream;
-use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, UPGRADE};
 use http::StatusCode;
+use http::header::{CACHE_CONTROL, CONNECTION, CONTENT_TYPE, HeaderName, UPGRADE};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
@@ -20,7 +20,10 @@ pub(super) fn events(call: &Call) -> Reply {
     let every = Duration::from_millis(call.query.number("every").unwrap_or(1_000));
     let count = call.query.number("count").unwrap_or(u64::MAX);
     // A client that comes back says what it has seen, and the numbers go on from there.
-    let first = call.header("last-event-id").and_then(|id| id.parse::<u64>().ok()).map_or(1, |id| id.saturating_add(1));
+    let first = call
+        .header("last-event-id")
+        .and_then(|id| id.parse::<u64>().ok())
+        .map_or(1, |id| id.saturating_add(1));
     let events = stream::unfold(0u64, move |sent| async move {
         if sent >= count {
             return None;
@@ -29,24 +32,46 @@ pub(super) fn events(call: &Call) -> Reply {
             tokio::time::sleep(every).await;
         }
         let (n, at) = (first.saturating_add(sent), clock::iso(SystemTime::now()));
-        Some((Bytes::from(format!("id: {n}\nevent: tick\ndata: {{\"n\":{n},\"at\":\"{at}\"}}\n\n")), sent + 1))
+        Some((
+            Bytes::from(format!(
+                "id: {n}\nevent: tick\ndata: {{\"n\":{n},\"at\":\"{at}\"}}\n\n"
+            )),
+            sent + 1,
+        ))
     });
     let mut reply = with_body(StatusCode::OK, body::from_stream(events));
     set(&mut reply, CONTENT_TYPE, "text/event-stream");
     set(&mut reply, CACHE_CONTROL, "no-cache, no-transform");
-    set(&mut reply, HeaderName::from_static("x-accel-buffering"), "no");
+    set(
+        &mut reply,
+        HeaderName::from_static("x-accel-buffering"),
+        "no",
+    );
     reply
 }
 
 /// `/ws`: 101 and an echo of every message; 426 for what is no WebSocket handshake.
 pub(super) fn websocket(mut call: Call, spawner: &Spawner) -> Reply {
-    let wants = call.header("upgrade").is_some_and(|u| u.eq_ignore_ascii_case("websocket"));
+    let wants = call
+        .header("upgrade")
+        .is_some_and(|u| u.eq_ignore_ascii_case("websocket"));
     let version = call.header("sec-websocket-version") == Some("13");
-    let key = call.header("sec-websocket-key").filter(|k| STANDARD.decode(k).is_ok_and(|raw| raw.len() == 16)).map(accept_key);
+    let key = call
+        .header("sec-websocket-key")
+        .filter(|k| STANDARD.decode(k).is_ok_and(|raw| raw.len() == 16))
+        .map(accept_key);
     let (true, true, Some(accept)) = (wants, version, key) else {
-        let mut reply = problem(StatusCode::UPGRADE_REQUIRED, "upgrade_required", "this is a WebSocket (version 13)");
+        let mut reply = problem(
+            StatusCode::UPGRADE_REQUIRED,
+            "upgrade_required",
+            "this is a WebSocket (version 13)",
+        );
         set(&mut reply, UPGRADE, "websocket");
-        set(&mut reply, HeaderName::from_static("sec-websocket-version"), "13");
+        set(
+            &mut reply,
+            HeaderName::from_static("sec-websocket-version"),
+            "13",
+        );
         return reply;
     };
     let upgrade = hyper::upgrade::on(&mut call.request);
@@ -61,7 +86,11 @@ pub(super) fn websocket(mut call: Call, spawner: &Spawner) -> Reply {
     let mut reply = bare(StatusCode::SWITCHING_PROTOCOLS);
     set(&mut reply, CONNECTION, "Upgrade");
     set(&mut reply, UPGRADE, "websocket");
-    set(&mut reply, HeaderName::from_static("sec-websocket-accept"), &accept);
+    set(
+        &mut reply,
+        HeaderName::from_static("sec-websocket-accept"),
+        &accept,
+    );
     reply
 }
 
@@ -128,8 +157,15 @@ enum Parsed {
 
 /// Takes one client frame off the front of the buffer, unmasked.
 fn take_frame(input: &mut BytesMut) -> Parsed {
-    let [first, second, ..] = input[..] else { return Parsed::More };
-    let (fin, reserved, opcode, masked) = (first & 0x80 != 0, first & 0x70, first & 0x0f, second & 0x80 != 0);
+    let [first, second, ..] = input[..] else {
+        return Parsed::More;
+    };
+    let (fin, reserved, opcode, masked) = (
+        first & 0x80 != 0,
+        first & 0x70,
+        first & 0x0f,
+        second & 0x80 != 0,
+    );
     let control = opcode >= CLOSE;
     let known = matches!(opcode, CONTINUATION | 0x1 | 0x2 | CLOSE | PING | PONG);
     let short = usize::from(second & 0x7f);
@@ -157,10 +193,18 @@ fn take_frame(input: &mut BytesMut) -> Parsed {
         return Parsed::More;
     }
     let mask = [rest[0], rest[1], rest[2], rest[3]];
-    let payload = rest[4..4 + length].iter().zip(mask.iter().cycle()).map(|(b, m)| b ^ m).collect();
+    let payload = rest[4..4 + length]
+        .iter()
+        .zip(mask.iter().cycle())
+        .map(|(b, m)| b ^ m)
+        .collect();
     let used = input.len() - rest.len() + 4 + length;
     input.advance(used);
-    Parsed::Frame(Frame { fin, opcode, payload })
+    Parsed::Frame(Frame {
+        fin,
+        opcode,
+        payload,
+    })
 }
 
 /// Writes a server frame, which is not masked.
@@ -187,7 +231,10 @@ mod tests {
 
     #[test]
     fn the_accept_key_is_that_of_the_rfc() {
-        assert_eq!(accept_key("dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(
+            accept_key("dGhlIHNhbXBsZSBub25jZQ=="),
+            "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+        );
     }
 
     fn masked(opcode: u8, payload: &[u8], mask: [u8; 4]) -> BytesMut {

@@ -17,6 +17,7 @@
 //! | `/events` | server-sent events; `?count=&every=` (milliseconds) |
 //! | `/ws` | WebSocket echo |
 
+mod answers;
 mod assets;
 mod live;
 mod pages;
@@ -28,22 +29,22 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName, LOCATION, REFRESH, VARY};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, HeaderName, LOCATION, VARY};
 use http::{Method, StatusCode};
 use parking_lot::Mutex;
-use sha2::{Digest, Sha256};
 
 use crate::body::{self, Stop};
 use crate::call::{Call, Reply, add, bare, set, with_body, wrong_method};
 use crate::server::Spawner;
 use crate::{Options, catalogue};
+use answers::{dynamic, halves, html, moved, plain_missing, prerendered, prerendered_component};
 use pages::{Rendered, Spec};
 
 const PRIVATE: &str = "private, no-cache, no-store, max-age=0, must-revalidate";
 const ACTION: &str = "no-cache, no-store, max-age=0, must-revalidate";
-const ROUTER_VARY: &str = "rsc, next-router-state-tree, next-router-prefetch, next-router-segment-prefetch";
+const ROUTER_VARY: &str =
+    "rsc, next-router-state-tree, next-router-prefetch, next-router-segment-prefetch";
 const YEAR: u64 = 31_536_000;
-const HTML: &str = "text/html; charset=utf-8";
 
 /// Entries of the storefront's own page cache, and of its render counters: the oldest way to fill a memory is to
 /// ask for many paths.
@@ -94,7 +95,9 @@ impl Storefront {
         match path.as_str() {
             "/ws" => return live::websocket(call, &self.spawner),
             "/events" => return live::events(&call),
-            "/raw.png" | "/favicon.ico" | "/_next/image" => return assets::answer(&call, &self.build_id),
+            "/raw.png" | "/favicon.ico" | "/_next/image" => {
+                return assets::answer(&call, &self.build_id);
+            }
             _ if path.starts_with("/_next/") => return assets::answer(&call, &self.build_id),
             _ => {}
         }
@@ -122,16 +125,33 @@ impl Storefront {
     async fn page(&self, call: &Call) -> Reply {
         let path = call.path();
         match path {
-            "/account" => return self.streamed(pages::account(&visitor(call), &self.build_id, self.count(path)), self.piece_delay).await,
+            "/account" => {
+                return self
+                    .streamed(
+                        pages::account(&visitor(call), &self.build_id, self.count(path)),
+                        self.piece_delay,
+                    )
+                    .await;
+            }
             "/stream" => {
                 let pieces = call.query.number("pieces").unwrap_or(10).clamp(1, 1_000);
-                let delay = call.query.number("delay").map_or(self.piece_delay, Duration::from_millis);
-                return self.streamed(pages::stream(pieces, &self.build_id, self.count(path)), delay).await;
+                let delay = call
+                    .query
+                    .number("delay")
+                    .map_or(self.piece_delay, Duration::from_millis);
+                return self
+                    .streamed(
+                        pages::stream(pieces, &self.build_id, self.count(path)),
+                        delay,
+                    )
+                    .await;
             }
             "/broken" => return self.broken(call).await,
             _ => {}
         }
-        let Some(spec) = Spec::of(call) else { return self.missing(call) };
+        let Some(spec) = Spec::of(call) else {
+            return self.missing(call);
+        };
         match spec {
             Spec::About => html(call, &self.about, "HIT", &format!("s-maxage={YEAR}")),
             Spec::Search => {
@@ -141,14 +161,26 @@ impl Storefront {
             Spec::Nonce => {
                 let page = self.render(call, &spec).await;
                 let mut reply = dynamic(body::full(page.html.clone()));
-                set(&mut reply, CACHE_CONTROL, "s-maxage=60, stale-while-revalidate=31535940");
+                set(
+                    &mut reply,
+                    CACHE_CONTROL,
+                    "s-maxage=60, stale-while-revalidate=31535940",
+                );
                 let nonce = page.html_nonce();
-                set(&mut reply, HeaderName::from_static("content-security-policy"), &format!("script-src 'nonce-{nonce}' 'strict-dynamic'"));
+                set(
+                    &mut reply,
+                    HeaderName::from_static("content-security-policy"),
+                    &format!("script-src 'nonce-{nonce}' 'strict-dynamic'"),
+                );
                 reply
             }
             Spec::Page { .. } if path == "/set-cookie" => {
                 let mut reply = self.isr(call, &spec).await;
-                add(&mut reply, http::header::SET_COOKIE, &format!("seen={}; Path=/; HttpOnly", fastrand::u32(..)));
+                add(
+                    &mut reply,
+                    http::header::SET_COOKIE,
+                    &format!("seen={}; Path=/; HttpOnly", fastrand::u32(..)),
+                );
                 reply
             }
             _ => self.isr(call, &spec).await,
@@ -157,7 +189,9 @@ impl Storefront {
 
     /// A page with incremental static regeneration, and what draft mode makes of it.
     async fn isr(&self, call: &Call, spec: &Spec) -> Reply {
-        let draft = call.cookie("__prerender_bypass").map(|given| given == self.draft_secret);
+        let draft = call
+            .cookie("__prerender_bypass")
+            .map(|given| given == self.draft_secret);
         if draft == Some(true) {
             let page = self.render(call, spec).await;
             let mut reply = dynamic(body::pieces(halves(&page.html), Duration::ZERO));
@@ -173,19 +207,43 @@ impl Storefront {
             Some(window) => self.windowed(call, spec, window).await,
         };
         let maxage = spec.revalidate();
-        let mut reply = html(call, &page, state, &format!("s-maxage={maxage}, stale-while-revalidate={}", YEAR - maxage));
+        let mut reply = html(
+            call,
+            &page,
+            state,
+            &format!(
+                "s-maxage={maxage}, stale-while-revalidate={}",
+                YEAR - maxage
+            ),
+        );
         if draft == Some(false) {
             // A wrong value is deleted, on an answer that says it may be shared: a trap for caches, and real.
             for name in ["__prerender_bypass", "__next_preview_data"] {
-                add(&mut reply, http::header::SET_COOKIE, &format!("{name}=; Path=/; Expires=Thu, 01 Jan 1970 00:00:00 GMT; HttpOnly; SameSite=None; Secure"));
+                add(
+                    &mut reply,
+                    http::header::SET_COOKIE,
+                    &format!(
+                        "{name}=; Path=/; Expires=Thu, 01 Jan 1970 00:00:00 GMT; HttpOnly; SameSite=None; Secure"
+                    ),
+                );
             }
         }
         reply
     }
 
     /// The page from the storefront's own cache: MISS, HIT, or STALE with a new render behind it.
-    async fn windowed(&self, call: &Call, spec: &Spec, window: Duration) -> (Rendered, &'static str) {
-        let key = call.request.uri().path_and_query().map_or("/", |pq| pq.as_str()).to_owned();
+    async fn windowed(
+        &self,
+        call: &Call,
+        spec: &Spec,
+        window: Duration,
+    ) -> (Rendered, &'static str) {
+        let key = call
+            .request
+            .uri()
+            .path_and_query()
+            .map_or("/", |pq| pq.as_str())
+            .to_owned();
         if let Some(kept) = self.kept.lock().get_mut(&key) {
             if kept.at.elapsed() <= window {
                 return (kept.page.clone(), "HIT");
@@ -198,8 +256,21 @@ impl Storefront {
                 let key = key.clone();
                 let refresh = Box::pin(async move {
                     tokio::time::sleep(delay).await;
-                    let page = pages::render(&spec, &query, &build_id, count.fetch_add(1, Ordering::SeqCst) + 1, SystemTime::now());
-                    all.lock().insert(key, Kept { page, at: Instant::now(), refreshing: false });
+                    let page = pages::render(
+                        &spec,
+                        &query,
+                        &build_id,
+                        count.fetch_add(1, Ordering::SeqCst) + 1,
+                        SystemTime::now(),
+                    );
+                    all.lock().insert(
+                        key,
+                        Kept {
+                            page,
+                            at: Instant::now(),
+                            refreshing: false,
+                        },
+                    );
                 });
                 // Fails only when the service is stopping, and then nobody waits for the new page.
                 let _ = self.spawner.send(refresh);
@@ -211,13 +282,23 @@ impl Storefront {
         if all.len() >= MAX_ENTRIES {
             all.clear();
         }
-        all.insert(key, Kept { page: page.clone(), at: Instant::now(), refreshing: false });
+        all.insert(
+            key,
+            Kept {
+                page: page.clone(),
+                at: Instant::now(),
+                refreshing: false,
+            },
+        );
         (page, "MISS")
     }
 
     fn missing(&self, call: &Call) -> Reply {
         // What only wants a picture or a script gets no page.
-        if matches!(call.header("sec-fetch-dest"), Some("image" | "script" | "style" | "font")) {
+        if matches!(
+            call.header("sec-fetch-dest"),
+            Some("image" | "script" | "style" | "font")
+        ) {
             return plain_missing();
         }
         let mut reply = html(call, &self.missing, "HIT", PRIVATE);
@@ -235,7 +316,12 @@ impl Storefront {
     async fn broken(&self, call: &Call) -> Reply {
         let page = self.render(call, &Spec::Page { n: 0, size: None }).await;
         let length = page.html.len() as u64;
-        let mut reply = html(call, &page, "MISS", "s-maxage=60, stale-while-revalidate=31535940");
+        let mut reply = html(
+            call,
+            &page,
+            "MISS",
+            "s-maxage=60, stale-while-revalidate=31535940",
+        );
         if call.query.get("chunked").is_none() {
             reply.headers_mut().insert(CONTENT_LENGTH, length.into());
         }
@@ -248,10 +334,19 @@ impl Storefront {
         tokio::time::sleep(self.render_time).await;
         let mut reply = rsc::payload(call, &self.build_id, self.count(call.path()));
         match Spec::of(call) {
-            Some(Spec::About) => prerendered_component(&mut reply, call, &format!("s-maxage={YEAR}")),
+            Some(Spec::About) => {
+                prerendered_component(&mut reply, call, &format!("s-maxage={YEAR}"))
+            }
             Some(spec) if !spec.is_dynamic() => {
                 let maxage = spec.revalidate();
-                prerendered_component(&mut reply, call, &format!("s-maxage={maxage}, stale-while-revalidate={}", YEAR - maxage));
+                prerendered_component(
+                    &mut reply,
+                    call,
+                    &format!(
+                        "s-maxage={maxage}, stale-while-revalidate={}",
+                        YEAR - maxage
+                    ),
+                );
             }
             _ => set(&mut reply, CACHE_CONTROL, PRIVATE),
         }
@@ -264,7 +359,8 @@ impl Storefront {
         let action = call.header("next-action").map(str::to_owned);
         let is_form = call.header("content-type").is_some_and(|t| {
             let t = t.to_ascii_lowercase();
-            t.starts_with("multipart/form-data") || t.starts_with("application/x-www-form-urlencoded")
+            t.starts_with("multipart/form-data")
+                || t.starts_with("application/x-www-form-urlencoded")
         });
         if action.is_none() && !is_form {
             return wrong_method("GET, HEAD");
@@ -275,23 +371,48 @@ impl Storefront {
             Err(reply) => return reply,
         };
         tokio::time::sleep(self.render_time).await;
-        let Some(action) = action else { return self.form(&path, &sent, render) };
+        let Some(action) = action else {
+            return self.form(&path, &sent, render);
+        };
         if !(40..=64).contains(&action.len()) || !action.bytes().all(|b| b.is_ascii_hexdigit()) {
-            let mut reply = with_body(StatusCode::NOT_FOUND, body::full("Server action not found."));
+            let mut reply = with_body(
+                StatusCode::NOT_FOUND,
+                body::full("Server action not found."),
+            );
             set(&mut reply, CONTENT_TYPE, "text/plain");
-            set(&mut reply, HeaderName::from_static("x-nextjs-action-not-found"), "1");
+            set(
+                &mut reply,
+                HeaderName::from_static("x-nextjs-action-not-found"),
+                "1",
+            );
             return reply;
         }
         let mut reply = rsc::action(&action, &sent, &self.build_id, render);
         if action.starts_with("00") {
             // An action that ends in a redirect to an ISR page carries that page's s-maxage on a POST.
-            set(&mut reply, CACHE_CONTROL, &format!("s-maxage=120, stale-while-revalidate={}", YEAR - 120));
-            set(&mut reply, HeaderName::from_static("x-action-redirect"), "/categories/shoes;push");
+            set(
+                &mut reply,
+                CACHE_CONTROL,
+                &format!("s-maxage=120, stale-while-revalidate={}", YEAR - 120),
+            );
+            set(
+                &mut reply,
+                HeaderName::from_static("x-action-redirect"),
+                "/categories/shoes;push",
+            );
             prerendered(&mut reply, "HIT");
         } else {
             set(&mut reply, CACHE_CONTROL, ACTION);
-            add(&mut reply, http::header::SET_COOKIE, "user=alice; Path=/; HttpOnly");
-            set(&mut reply, HeaderName::from_static("x-action-revalidated"), "1");
+            add(
+                &mut reply,
+                http::header::SET_COOKIE,
+                "user=alice; Path=/; HttpOnly",
+            );
+            set(
+                &mut reply,
+                HeaderName::from_static("x-action-revalidated"),
+                "1",
+            );
         }
         reply
     }
@@ -303,8 +424,15 @@ impl Storefront {
             set(&mut reply, LOCATION, "/categories/shoes");
             reply
         } else {
-            let mut reply = dynamic(body::pieces(pages::account(path, &self.build_id, render), Duration::ZERO));
-            add(&mut reply, http::header::SET_COOKIE, "user=alice; Path=/; HttpOnly");
+            let mut reply = dynamic(body::pieces(
+                pages::account(path, &self.build_id, render),
+                Duration::ZERO,
+            ));
+            add(
+                &mut reply,
+                http::header::SET_COOKIE,
+                "user=alice; Path=/; HttpOnly",
+            );
             reply
         };
         set(&mut reply, CACHE_CONTROL, ACTION);
@@ -316,7 +444,13 @@ impl Storefront {
         if !self.render_time.is_zero() {
             tokio::time::sleep(self.render_time).await;
         }
-        pages::render(spec, &owned(call), &self.build_id, self.count(call.path()), SystemTime::now())
+        pages::render(
+            spec,
+            &owned(call),
+            &self.build_id,
+            self.count(call.path()),
+            SystemTime::now(),
+        )
     }
 
     /// Counts one render of a path and gives its number.
@@ -337,7 +471,10 @@ impl Storefront {
 }
 
 fn owned(call: &Call) -> Vec<(String, String)> {
-    call.query.pairs().map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+    call.query
+        .pairs()
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect()
 }
 
 /// Who asks: the subject of the bearer token, the cookie `user`, or nobody.
@@ -348,96 +485,10 @@ fn visitor(call: &Call) -> String {
         .unwrap_or_else(|| "nobody".to_owned())
 }
 
-/// Redirects that come before any page: they carry neither Vary nor Cache-Control.
-fn moved(call: &Call) -> Option<Reply> {
-    let path = call.path();
-    let (status, to) = match path {
-        "/redirect" => {
-            let mut reply = bare(StatusCode::TEMPORARY_REDIRECT);
-            set(&mut reply, LOCATION, "/categories");
-            set(&mut reply, CACHE_CONTROL, PRIVATE);
-            set(&mut reply, VARY, ROUTER_VARY);
-            return Some(reply);
-        }
-        "/legacy-redirect" => (StatusCode::PERMANENT_REDIRECT, "/categories".to_owned()),
-        _ if path.contains("//") || (path.len() > 1 && path.ends_with('/')) => {
-            let joined: Vec<&str> = path.split('/').filter(|s| !s.is_empty()).collect();
-            let query = call.request.uri().query().map_or_else(String::new, |q| format!("?{q}"));
-            (StatusCode::PERMANENT_REDIRECT, format!("/{}{query}", joined.join("/")))
-        }
-        _ => return None,
-    };
-    let mut reply = with_body(status, body::full(to.clone()));
-    set(&mut reply, LOCATION, &to);
-    set(&mut reply, REFRESH, &format!("0;url={to}"));
-    Some(reply)
-}
-
-/// An HTML answer with ETag; 304 if the client has this very page.
-fn html(call: &Call, page: &Rendered, state: &str, cache_control: &str) -> Reply {
-    let fresh = call.header("if-none-match").is_some_and(|given| given.split(',').any(|tag| tag.trim().trim_start_matches("W/") == page.etag));
-    let mut reply = if fresh { bare(StatusCode::NOT_MODIFIED) } else { with_body(StatusCode::OK, body::full(page.html.clone())) };
-    if page.status != StatusCode::OK && !fresh {
-        *reply.status_mut() = page.status;
-    }
-    let vary = if fresh { ROUTER_VARY.to_owned() } else { format!("{ROUTER_VARY}, Accept-Encoding") };
-    set(&mut reply, VARY, &vary);
-    prerendered(&mut reply, state);
-    set(&mut reply, HeaderName::from_static("x-powered-by"), "Next.js");
-    set(&mut reply, CACHE_CONTROL, cache_control);
-    set(&mut reply, ETAG, &page.etag);
-    if !fresh {
-        set(&mut reply, CONTENT_TYPE, HTML);
-    }
-    reply
-}
-
-fn prerendered(reply: &mut Reply, state: &str) {
-    set(reply, HeaderName::from_static("x-nextjs-cache"), state);
-    set(reply, HeaderName::from_static("x-nextjs-prerender"), "1");
-    set(reply, HeaderName::from_static("x-nextjs-stale-time"), "300");
-}
-
-fn prerendered_component(reply: &mut Reply, call: &Call, cache_control: &str) {
-    prerendered(reply, "HIT");
-    if call.headers().contains_key("next-router-segment-prefetch") {
-        reply.headers_mut().remove("x-nextjs-stale-time");
-        set(reply, HeaderName::from_static("x-nextjs-postponed"), "2");
-    }
-    set(reply, CACHE_CONTROL, cache_control);
-}
-
-/// A dynamic page: never to be stored, no ETag.
-fn dynamic(body: body::Body) -> Reply {
-    let mut reply = with_body(StatusCode::OK, body);
-    set(&mut reply, VARY, &format!("{ROUTER_VARY}, Accept-Encoding"));
-    set(&mut reply, HeaderName::from_static("x-powered-by"), "Next.js");
-    set(&mut reply, CACHE_CONTROL, PRIVATE);
-    set(&mut reply, CONTENT_TYPE, HTML);
-    reply
-}
-
-fn plain_missing() -> Reply {
-    let mut reply = with_body(StatusCode::NOT_FOUND, body::full("Not Found"));
-    set(&mut reply, CACHE_CONTROL, PRIVATE);
-    set(&mut reply, CONTENT_TYPE, "text/plain; charset=utf-8");
-    set(&mut reply, VARY, "Accept-Encoding");
-    reply
-}
-
-/// A page in two pieces, as a server that flushes the head early sends it.
-fn halves(html: &Bytes) -> Vec<Bytes> {
-    let middle = html.len() / 2;
-    vec![html.slice(..middle), html.slice(middle..)]
-}
-
-/// A strong ETag over the content.
-fn etag(content: &[u8]) -> String {
-    let digest = Sha256::digest(content);
-    format!("\"{}\"", crate::service::hex(&digest[..8]))
-}
-
 /// The category's display name, or the slug itself for one that the shop does not have.
 fn category_name(slug: &str) -> &str {
-    catalogue::CATEGORIES.iter().find(|(s, _)| *s == slug).map_or(slug, |(_, name)| name)
+    catalogue::CATEGORIES
+        .iter()
+        .find(|(s, _)| *s == slug)
+        .map_or(slug, |(_, name)| name)
 }

@@ -53,9 +53,23 @@ impl Spec {
                 }
                 match first {
                     // Any slug makes a page, as generateStaticParams with dynamicParams does.
-                    "categories" => Spec::Category(percent_decode_str(rest).decode_utf8_lossy().into_owned()),
-                    "products" => rest.parse().ok().filter(|id| product(*id).is_some()).map_or(Spec::NoProduct, Spec::Product),
-                    "page" => Spec::Page { n: rest.parse().ok()?, size: Some(call.query.number("size").unwrap_or(DEFAULT_SIZE).min(MAX_SIZE)) },
+                    "categories" => {
+                        Spec::Category(percent_decode_str(rest).decode_utf8_lossy().into_owned())
+                    }
+                    "products" => rest
+                        .parse()
+                        .ok()
+                        .filter(|id| product(*id).is_some())
+                        .map_or(Spec::NoProduct, Spec::Product),
+                    "page" => Spec::Page {
+                        n: rest.parse().ok()?,
+                        size: Some(
+                            call.query
+                                .number("size")
+                                .unwrap_or(DEFAULT_SIZE)
+                                .min(MAX_SIZE),
+                        ),
+                    },
                     _ => return None,
                 }
             }
@@ -95,13 +109,30 @@ impl Rendered {
 
 /// Makes a page. The number and the time of the render stand in it, so that a copy shows its age; what stood in
 /// the query stands in it too, so that one sees what reached the origin.
-pub(super) fn render(spec: &Spec, query: &[(String, String)], build_id: &str, render: u64, at: SystemTime) -> Rendered {
-    let get = |name: &str| query.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
-    let nonce = if *spec == Spec::Nonce { format!("{:032x}", fastrand::u128(..)) } else { String::new() };
+pub(super) fn render(
+    spec: &Spec,
+    query: &[(String, String)],
+    build_id: &str,
+    render: u64,
+    at: SystemTime,
+) -> Rendered {
+    let get = |name: &str| {
+        query
+            .iter()
+            .find(|(k, _)| k == name)
+            .map(|(_, v)| v.as_str())
+    };
+    let nonce = if *spec == Spec::Nonce {
+        format!("{:032x}", fastrand::u128(..))
+    } else {
+        String::new()
+    };
     let mut main = String::with_capacity(8 * 1024);
     let (title, status) = match spec {
         Spec::Home => {
-            main.push_str("<h1>Everything for the way outside</h1><p>New arrivals, picked by hand.</p>");
+            main.push_str(
+                "<h1>Everything for the way outside</h1><p>New arrivals, picked by hand.</p>",
+            );
             cards(&mut main, PRODUCTS.iter().take(PER_PAGE));
             ("Weir Outfitters".to_owned(), StatusCode::OK)
         }
@@ -109,7 +140,10 @@ pub(super) fn render(spec: &Spec, query: &[(String, String)], build_id: &str, re
             main.push_str("<h1>Categories</h1><ul class=\"categories\">");
             for (slug, name) in CATEGORIES {
                 let count = PRODUCTS.iter().filter(|p| p.category == slug).count();
-                let _ = write!(main, "<li><a href=\"/categories/{slug}\">{name}</a> <span>{count} products</span></li>");
+                let _ = write!(
+                    main,
+                    "<li><a href=\"/categories/{slug}\">{name}</a> <span>{count} products</span></li>"
+                );
             }
             main.push_str("</ul>");
             cards(&mut main, PRODUCTS.iter().skip(PER_PAGE).take(PER_PAGE));
@@ -117,10 +151,24 @@ pub(super) fn render(spec: &Spec, query: &[(String, String)], build_id: &str, re
         }
         Spec::Category(slug) => {
             let name = super::category_name(slug);
-            let page = get("page").and_then(|p| p.parse::<usize>().ok()).unwrap_or(1).max(1);
+            let page = get("page")
+                .and_then(|p| p.parse::<usize>().ok())
+                .unwrap_or(1)
+                .max(1);
             let found = select(Some(slug), get("q"), get("sort"));
-            let _ = write!(main, "<h1>{}</h1><p>{} products, page {page}</p>", escape(name), found.len());
-            cards(&mut main, found.into_iter().skip((page - 1).saturating_mul(PER_PAGE)).take(PER_PAGE));
+            let _ = write!(
+                main,
+                "<h1>{}</h1><p>{} products, page {page}</p>",
+                escape(name),
+                found.len()
+            );
+            cards(
+                &mut main,
+                found
+                    .into_iter()
+                    .skip((page - 1).saturating_mul(PER_PAGE))
+                    .take(PER_PAGE),
+            );
             (escape(name), StatusCode::OK)
         }
         Spec::Product(id) => match product(*id) {
@@ -128,10 +176,23 @@ pub(super) fn render(spec: &Spec, query: &[(String, String)], build_id: &str, re
                 let _ = write!(
                     main,
                     "<article data-product=\"{}\"><h1>{}</h1><img src=\"/_next/image?url=%2Fphoto.png&amp;w=384&amp;q=75\" alt=\"{}\" width=\"384\" height=\"384\"/><p class=\"price\">{}</p><p>{}</p><p>Rating {}.{} of 5, {} in stock</p><form method=\"post\" action=\"/api/orders\"><button>Buy</button></form></article>",
-                    p.id, p.name, p.name, euros(p.price), p.description, p.rating / 10, p.rating % 10, p.stock
+                    p.id,
+                    p.name,
+                    p.name,
+                    euros(p.price),
+                    p.description,
+                    p.rating / 10,
+                    p.rating % 10,
+                    p.stock
                 );
                 main.push_str("<h2>Goes well with</h2>");
-                cards(&mut main, PRODUCTS.iter().filter(|o| o.category == p.category && o.id != p.id).take(4));
+                cards(
+                    &mut main,
+                    PRODUCTS
+                        .iter()
+                        .filter(|o| o.category == p.category && o.id != p.id)
+                        .take(4),
+                );
                 (p.name.clone(), StatusCode::OK)
             }
             None => missing(&mut main),
@@ -144,7 +205,12 @@ pub(super) fn render(spec: &Spec, query: &[(String, String)], build_id: &str, re
         Spec::Search => {
             let q = get("q").unwrap_or("");
             let found = select(None, Some(q), get("sort"));
-            let _ = write!(main, "<h1>Results for “{}”</h1><p>{} products</p>", escape(q), found.len());
+            let _ = write!(
+                main,
+                "<h1>Results for “{}”</h1><p>{} products</p>",
+                escape(q),
+                found.len()
+            );
             cards(&mut main, found.into_iter().take(PER_PAGE));
             (format!("Search: {}", escape(q)), StatusCode::OK)
         }
@@ -163,19 +229,31 @@ pub(super) fn render(spec: &Spec, query: &[(String, String)], build_id: &str, re
     echo(&mut html, query);
     html.push_str("</main>");
     stamp(&mut html, render, at);
-    if let Spec::Page { size: Some(size), .. } = spec {
+    if let Spec::Page {
+        size: Some(size), ..
+    } = spec
+    {
         pad(&mut html, *size, &tail(build_id, &nonce));
     }
     html.push_str(&tail(build_id, &nonce));
-    let etag = super::etag(html.as_bytes());
-    Rendered { html: html.into(), etag, status, render, nonce }
+    let etag = super::answers::etag(html.as_bytes());
+    Rendered {
+        html: html.into(),
+        etag,
+        status,
+        render,
+        nonce,
+    }
 }
 
 /// The account page in the pieces in which React streams it: the shell with a placeholder, then what was waited for.
 pub(super) fn account(name: &str, build_id: &str, render: u64) -> Vec<Bytes> {
     let name = escape(name);
     let mut shell = head("Your account", build_id);
-    let _ = write!(shell, "<main><h1>Your account</h1><p id=\"greeting\">Hello, {name}</p><!--$?--><template id=\"B:0\"></template><p>Loading your orders…</p><!--/$--></main>");
+    let _ = write!(
+        shell,
+        "<main><h1>Your account</h1><p id=\"greeting\">Hello, {name}</p><!--$?--><template id=\"B:0\"></template><p>Loading your orders…</p><!--/$--></main>"
+    );
     let mut orders = format!("<div hidden id=\"S:0\"><h2>Orders of {name}</h2><ul>");
     for p in PRODUCTS.iter().take(3) {
         let _ = write!(orders, "<li>{} <b>{}</b></li>", p.name, euros(p.price));
@@ -189,10 +267,15 @@ pub(super) fn account(name: &str, build_id: &str, render: u64) -> Vec<Bytes> {
 
 /// A page in `pieces` pieces besides its head and its end.
 pub(super) fn stream(pieces: u64, build_id: &str, render: u64) -> Vec<Bytes> {
-    let mut parts = vec![Bytes::from(head("Stream", build_id) + "<main><h1>Piece by piece</h1>")];
+    let mut parts = vec![Bytes::from(
+        head("Stream", build_id) + "<main><h1>Piece by piece</h1>",
+    )];
     parts.extend((1..=pieces).map(|n| {
         let p = &PRODUCTS[(n as usize - 1) % PRODUCTS.len()];
-        Bytes::from(format!("<p data-piece=\"{n}\">{}: {}</p>", p.name, p.description))
+        Bytes::from(format!(
+            "<p data-piece=\"{n}\">{}: {}</p>",
+            p.name, p.description
+        ))
     }));
     let mut end = "</main>".to_owned();
     stamp(&mut end, render, SystemTime::now());
@@ -216,11 +299,18 @@ fn head(title: &str, build_id: &str) -> String {
 
 fn stamp(html: &mut String, render: u64, at: SystemTime) {
     let at = clock::iso(at);
-    let _ = write!(html, "<footer><p id=\"render\">Render <b data-render=\"{render}\">{render}</b> at <time dateTime=\"{at}\">{at}</time></p></footer>");
+    let _ = write!(
+        html,
+        "<footer><p id=\"render\">Render <b data-render=\"{render}\">{render}</b> at <time dateTime=\"{at}\">{at}</time></p></footer>"
+    );
 }
 
 fn tail(build_id: &str, nonce: &str) -> String {
-    let attribute = if nonce.is_empty() { String::new() } else { format!(" nonce=\"{nonce}\"") };
+    let attribute = if nonce.is_empty() {
+        String::new()
+    } else {
+        format!(" nonce=\"{nonce}\"")
+    };
     format!(
         "<script src=\"/_next/static/chunks/main-{build_id}.js\" async=\"\"{attribute}></script><script{attribute}>(self.__next_f=self.__next_f||[]).push([0])</script><script{attribute}>self.__next_f.push([1,\"0:{{\\\"b\\\":\\\"{build_id}\\\",\\\"c\\\":[\\\"\\\"],\\\"i\\\":false}}\\n\"])</script></body></html>"
     )
@@ -232,7 +322,10 @@ fn cards<'a>(html: &mut String, products: impl Iterator<Item = &'a Product>) {
         let _ = write!(
             html,
             "<li><a href=\"/products/{}\"><img src=\"/_next/image?url=%2Fphoto.png&amp;w=256&amp;q=75\" alt=\"\" loading=\"lazy\" width=\"256\" height=\"256\"/><h3>{}</h3></a><p>{}</p><p class=\"price\">{}</p></li>",
-            p.id, p.name, p.description, euros(p.price)
+            p.id,
+            p.name,
+            p.description,
+            euros(p.price)
         );
     }
     html.push_str("</ul>");
@@ -265,7 +358,10 @@ fn pad(html: &mut String, size: u64, tail: &str) {
         return;
     };
     html.push_str(OPEN);
-    html.extend(WORDS.chars().cycle().take(text));
+    for _ in 0..text / WORDS.len() {
+        html.push_str(WORDS);
+    }
+    html.push_str(&WORDS[..text % WORDS.len()]); // ASCII: every byte is a boundary
     html.push_str(CLOSE);
 }
 

@@ -21,7 +21,9 @@ pub async fn stub(kind: Kind) -> Running {
 }
 
 pub async fn stub_with(kind: Kind, options: Options) -> Running {
-    start(kind, SocketAddr::from(([127, 0, 0, 1], 0)), options).await.expect("the stub starts")
+    start(kind, SocketAddr::from(([127, 0, 0, 1], 0)), options)
+        .await
+        .expect("the stub starts")
 }
 
 pub struct Answer {
@@ -47,18 +49,27 @@ impl Answer {
     }
 }
 
-pub async fn try_send(stub: &Running, request: Request<Full<Bytes>>) -> Result<Answer, hyper::Error> {
+pub async fn try_send(
+    stub: &Running,
+    request: Request<Full<Bytes>>,
+) -> Result<Answer, hyper::Error> {
     let stream = TcpStream::connect(stub.addr()).await.unwrap();
-    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let response = tokio::time::timeout(GIVE_UP, sender.send_request(request)).await.expect("an answer")?;
+    let response = tokio::time::timeout(GIVE_UP, sender.send_request(request))
+        .await
+        .expect("an answer")?;
     Ok(read(response).await)
 }
 
 pub async fn read(response: Response<hyper::body::Incoming>) -> Answer {
     let (parts, mut incoming) = response.into_parts();
     let (mut body, mut whole) = (Vec::new(), true);
-    while let Some(frame) = tokio::time::timeout(GIVE_UP, incoming.frame()).await.expect("a body") {
+    while let Some(frame) = tokio::time::timeout(GIVE_UP, incoming.frame())
+        .await
+        .expect("a body")
+    {
         match frame {
             Ok(frame) => body.extend_from_slice(&frame.into_data().unwrap_or_default()),
             Err(_) => {
@@ -67,26 +78,55 @@ pub async fn read(response: Response<hyper::body::Incoming>) -> Answer {
             }
         }
     }
-    Answer { status: parts.status, headers: parts.headers, body: body.into(), whole }
+    Answer {
+        status: parts.status,
+        headers: parts.headers,
+        body: body.into(),
+        whole,
+    }
 }
 
-pub fn request(method: &str, stub: &Running, path: &str, headers: &[(&str, &str)], body: &str) -> Request<Full<Bytes>> {
-    let mut request = Request::builder().method(method).uri(path).header("host", stub.addr().to_string());
+pub fn request(
+    method: &str,
+    stub: &Running,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Request<Full<Bytes>> {
+    let mut request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header("host", stub.addr().to_string());
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
-    request.body(Full::new(Bytes::from(body.to_owned()))).unwrap()
+    request
+        .body(Full::new(Bytes::from(body.to_owned())))
+        .unwrap()
 }
 
-pub async fn send(method: &str, stub: &Running, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-    try_send(stub, request(method, stub, path, headers, body)).await.expect("an HTTP answer")
+pub async fn send(
+    method: &str,
+    stub: &Running,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &str,
+) -> Answer {
+    try_send(stub, request(method, stub, path, headers, body))
+        .await
+        .expect("an HTTP answer")
 }
 
 pub async fn get(stub: &Running, path: &str, headers: &[(&str, &str)]) -> Answer {
     send("GET", stub, path, headers, "").await
 }
 
-pub async fn post_json(stub: &Running, path: &str, headers: &[(&str, &str)], body: Value) -> Answer {
+pub async fn post_json(
+    stub: &Running,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Value,
+) -> Answer {
     let mut all = vec![("content-type", "application/json")];
     all.extend_from_slice(headers);
     send("POST", stub, path, &all, &body.to_string()).await
@@ -97,6 +137,8 @@ pub async fn raw(stub: &Running, bytes: &str) -> Result<Vec<u8>, std::io::Error>
     let mut stream = TcpStream::connect(stub.addr()).await?;
     stream.write_all(bytes.as_bytes()).await?;
     let mut got = Vec::new();
-    tokio::time::timeout(GIVE_UP, stream.read_to_end(&mut got)).await.expect("the end of the connection")?;
+    tokio::time::timeout(GIVE_UP, stream.read_to_end(&mut got))
+        .await
+        .expect("the end of the connection")?;
     Ok(got)
 }
