@@ -16,6 +16,8 @@ pub struct RedisServer {
     port: u16,
     folder: tempfile::TempDir,
     arguments: Vec<String>,
+    /// The configuration file of a sentinel, which it must be able to write.
+    sentinel: Option<String>,
 }
 
 /// A port that was free a moment ago.
@@ -44,8 +46,20 @@ impl RedisServer {
     pub fn try_start(port: u16, arguments: &[&str]) -> Option<RedisServer> {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let arguments = arguments.iter().map(|a| (*a).to_owned()).collect();
-        let mut server = RedisServer { child: None, port, folder, arguments };
+        let mut server = RedisServer { child: None, port, folder, arguments, sentinel: None };
         server.spawn().then_some(server)
+    }
+
+    /// Starts a sentinel instead, with these lines in its configuration file.
+    pub fn start_sentinel(lines: &str) -> RedisServer {
+        for _ in 0..10 {
+            let folder = tempfile::tempdir().expect("a temporary folder");
+            let mut server = RedisServer { child: None, port: free_port(), folder, arguments: Vec::new(), sentinel: Some(lines.to_owned()) };
+            if server.spawn() {
+                return server;
+            }
+        }
+        panic!("no sentinel started on any of ten ports");
     }
 
     /// Where it listens: `redis://127.0.0.1:PORT`.
@@ -108,8 +122,18 @@ impl RedisServer {
     /// `false` if it ended at once.
     fn spawn(&mut self) -> bool {
         let mut command = Command::new("redis-server");
+        if let Some(lines) = &self.sentinel {
+            let file = self.folder.path().join("sentinel.conf");
+            // After a restart it goes on with what it wrote there itself.
+            if !file.exists() {
+                std::fs::write(&file, lines).expect("the sentinel's configuration can be written");
+            }
+            command.arg(file).arg("--sentinel");
+        } else {
+            command.args(["--save", "", "--appendonly", "no"]);
+        }
         command.arg("--port").arg(self.port.to_string()).arg("--bind").arg("127.0.0.1").arg("--dir").arg(self.folder.path());
-        command.args(["--save", "", "--appendonly", "no", "--daemonize", "no", "--loglevel", "warning"]).args(&self.arguments);
+        command.args(["--daemonize", "no", "--loglevel", "warning"]).args(&self.arguments);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         let child = match child {
             Ok(child) => child,

@@ -1,5 +1,6 @@
 //! Messages over Redis' pub/sub: one dedicated connection for all channels of this store, kept up by a task.
 
+use super::ledger::Waiters;
 use super::link::{Backoff, Link, State};
 use super::url::Kind;
 use crate::fanout::Fanout;
@@ -27,12 +28,10 @@ struct Wanted {
     confirm: oneshot::Sender<()>,
 }
 
-/// What is done with messages that are not for subscribers: `hook` gets all on `channel`.
-pub(super) struct Hook {
-    /// The channel in Redis.
+/// The channel in Redis on which ends of ledger entries are told, and who waits for them.
+pub(super) struct Ends {
     pub(super) channel: String,
-    /// Called for each message, on the bus's task: must not block.
-    pub(super) call: Box<dyn Fn(&[u8]) + Send + Sync>,
+    pub(super) waiters: Arc<Waiters>,
 }
 
 /// The Redis [`Bus`].
@@ -44,13 +43,13 @@ pub(super) struct RedisBus {
 
 impl RedisBus {
     /// Starts the task. It ends when the bus is dropped.
-    pub(super) fn start(link: Arc<Link>, hook: Hook) -> RedisBus {
+    pub(super) fn start(link: Arc<Link>, ends: Ends) -> RedisBus {
         let fanout = Arc::new(Fanout::default());
         let (wanted, queue) = mpsc::channel(QUEUE);
         let task = Task {
             link: Arc::downgrade(&link),
             fanout: fanout.clone(),
-            hook,
+            ends,
             queue,
             waiting: Vec::new(),
             lossy: false,
@@ -92,7 +91,7 @@ impl Bus for RedisBus {
 struct Task {
     link: Weak<Link>,
     fanout: Arc<Fanout>,
-    hook: Hook,
+    ends: Ends,
     queue: mpsc::Receiver<Wanted>,
     /// Who waits for the next connection.
     waiting: Vec<Wanted>,
@@ -190,8 +189,8 @@ impl Task {
 
     fn dispatch(&self, message: &Msg) {
         let channel = message.get_channel_name();
-        if channel == self.hook.channel {
-            (self.hook.call)(message.get_payload_bytes());
+        if channel == self.ends.channel {
+            self.ends.waiters.ended(message.get_payload_bytes());
         } else {
             self.fanout.publish(channel, &Bytes::copy_from_slice(message.get_payload_bytes()));
         }
@@ -214,7 +213,7 @@ impl Task {
     /// Makes the connection's subscriptions what the subscribers of this process want now. `false`: the connection is lost.
     async fn adjust(&mut self, sink: &mut PubSubSink, limit: Duration) -> bool {
         let mut wanted: HashSet<String> = self.fanout.channels().into_iter().collect();
-        wanted.insert(self.hook.channel.clone());
+        wanted.insert(self.ends.channel.clone());
         let missing: Vec<String> = wanted.difference(&self.active).cloned().collect();
         let unwanted: Vec<String> = self.active.difference(&wanted).cloned().collect();
         if !missing.is_empty() {

@@ -262,7 +262,16 @@ async fn watch_over(link: &Weak<Link>, seen: &mut watch::Receiver<State>) -> boo
             let Some(link) = link.upgrade() else { return false };
             let now = link.tried.load(Relaxed);
             if link.unhealthy.load(Relaxed) || tried == Some(now) {
-                link.ping().await;
+                // A connection that another call gives up meanwhile must not keep us here.
+                tokio::select! {
+                    () = link.ping() => {}
+                    changed = seen.changed() => {
+                        if changed.is_err() {
+                            return false;
+                        }
+                        continue;
+                    }
+                }
             }
             tried = Some(link.tried.load(Relaxed));
         }

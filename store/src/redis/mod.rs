@@ -21,7 +21,8 @@ mod url;
 use crate::{Health, Store, StoreError, StoreOptions, StoreTotals};
 use std::sync::Arc;
 
-/// Opens the store. Waits for the end of the first attempt to connect, good or bad, so for the connect timeout at most.
+/// Opens the store. Waits for the end of the first attempt to connect, good or bad, so for the connect timeout at most (twice
+/// that with sentinels).
 ///
 /// Errors: only for a URL or a prefix that can not be used.
 pub(crate) async fn open(url: &str, options: &StoreOptions) -> Result<Store, StoreError> {
@@ -33,14 +34,14 @@ pub(crate) async fn open(url: &str, options: &StoreOptions) -> Result<Store, Sto
     let link = link::Link::start(connect::Connector::new(target, options), options.clone()).await;
     let waiters = Arc::new(ledger::Waiters::default());
     let ended = format!("{}ledger-ended:{}", options.prefix, link.connector.target.db);
-    let hook = bus::Hook { channel: ended.clone(), call: Box::new({ let waiters = waiters.clone(); move |key| waiters.ended(key) }) };
+    let ends = bus::Ends { channel: ended.clone(), waiters: waiters.clone() };
     let calls = Arc::new(calls::RedisCalls(link.clone()));
     Ok(Store {
         blobs: calls.clone(),
         locks: calls.clone(),
         counters: calls,
         ledger: Arc::new(ledger::RedisLedger::new(link.clone(), waiters, ended)),
-        bus: Arc::new(bus::RedisBus::start(link.clone(), hook)),
+        bus: Arc::new(bus::RedisBus::start(link.clone(), ends)),
         health: Arc::new(RedisHealth(link)),
     })
 }

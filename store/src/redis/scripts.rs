@@ -121,6 +121,7 @@ if entry[1] == 'a' and time[1] * 1000 + time[2] / 1000 >= tonumber(entry[4]) the
 return { 'flight', entry[2] }";
 
     /// KEYS entry. ARGV owner, step (acting, renew, complete, abandon), lease or ttl, value, channel, message. Whether the owner still had it.
+    /// The message is a hint: a user who may not publish must not get an error for a step that was made.
     STEP = r"
 local entry = redis.call('HMGET', KEYS[1], 's', 'o', 'u', 't')
 if entry[2] ~= ARGV[1] or entry[1] == 'd' then return 0 end
@@ -141,7 +142,7 @@ else
   else
     redis.call('DEL', KEYS[1])
   end
-  redis.call('PUBLISH', ARGV[5], ARGV[6])
+  redis.pcall('PUBLISH', ARGV[5], ARGV[6])
 end
 return 1";
 
