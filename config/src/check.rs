@@ -347,6 +347,20 @@ impl<'a> Walk<'a> {
                 }
             }
         }
+        if let (Kind::Map(_), Some((tag, values))) = (node.kind(), self.tag(branches)) {
+            match node.get(tag) {
+                None => {
+                    let hint = format!("it is {}", listed(values.iter().map(String::as_str), 8));
+                    found.push(Diagnostic::error("missing-key", node.span(), format!("the key `{tag}` is missing")).hint(hint));
+                    return;
+                }
+                Some(value) if !values.iter().any(|word| value.text().as_ref() == Some(word)) => {
+                    found.push(not_one_of(value, &values, Some(tag)));
+                    return;
+                }
+                Some(_) => {}
+            }
+        }
         match nearest {
             // A word where only words and, say, a URL are accepted: name the words too.
             Some((_, inner)) if words.is_empty() || !matches!(node.kind(), Kind::String(_)) => found.extend(inner),
@@ -359,6 +373,23 @@ impl<'a> Walk<'a> {
                 found.push(wrong_type(node, &or(&wanted), &kinds, key));
             }
         }
+    }
+
+    /// The key that tells the branches apart, if every mapping among them fixes its value (serde's tag), with those values.
+    fn tag(&self, branches: &'a [Value]) -> Option<(&'a str, Vec<String>)> {
+        let mut tag: Option<(&str, Vec<String>)> = None;
+        for branch in branches {
+            let branch = self.resolve(branch);
+            if branch.as_object().map(Self::types)? != ["object"] {
+                continue;
+            }
+            let fixed = branch.get("properties").and_then(Value::as_object)?.iter().find_map(|(name, schema)| {
+                let words = allowed_values(self.resolve(schema).as_object()?)?;
+                (words.len() == 1 && tag.as_ref().is_none_or(|(known, _)| known == name)).then(|| (name.as_str(), word_text(words[0])))
+            })?;
+            tag.get_or_insert((fixed.0, vec![])).1.push(fixed.1);
+        }
+        tag.filter(|(_, values)| values.len() > 1)
     }
 
     /// Whether the branch fixes a key's value (serde's tag) and the node has another one.

@@ -146,7 +146,8 @@ fn keyed_value(chars: &[char], at: usize) -> Option<(usize, usize)> {
         }
         to
     } else {
-        chars.len()
+        // A plain value ends where a comment begins.
+        chars[from..].windows(2).position(|pair| pair[0].is_whitespace() && pair[1] == '#').map_or(chars.len(), |p| from + p)
     };
     let to = to - chars[from..to].iter().rev().take_while(|c| c.is_whitespace()).count();
     let value: String = chars[from..to].iter().collect();
@@ -224,6 +225,8 @@ mod tests {
     #[test]
     fn names_of_variables_stay_readable() {
         assert_eq!(masked("secret: ${JWT_SECRET}"), "secret: ${JWT_SECRET}");
+        assert_eq!(masked("token: ${A}  # why"), "token: ${A}  # why");
+        assert_eq!(masked("token: hunter2  # why"), "token: ***  # why");
         assert_eq!(masked("secret: '{vault://env/JWT}'"), "secret: '{vault://env/JWT}'");
         assert_eq!(masked("key_names: [apikey]"), "key_names: [apikey]");
     }

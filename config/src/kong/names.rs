@@ -1,0 +1,56 @@
+//! Names and ids of one kind of entity: each once, and found again by either.
+
+use super::Ref;
+use crate::reader::Context;
+use crate::words::{did_you_mean, listed};
+use crate::{Span, Spanned};
+use std::collections::HashMap;
+
+/// Where each name and id is.
+#[derive(Default)]
+pub(crate) struct Names {
+    by_name: HashMap<String, (usize, Span)>,
+    by_id: HashMap<String, (usize, Span)>,
+    order: Vec<String>,
+}
+
+impl Names {
+    /// Takes a name; an error if it is taken already. `shown`: whether a message may print it.
+    pub fn name(&mut self, cx: &Context<'_>, what: &str, name: &Spanned<String>, index: usize, shown: bool) {
+        if let Some((_, first)) = self.by_name.get(&name.value) {
+            let called = if shown { format!(" `{}`", name.value) } else { String::new() };
+            cx.error("duplicate-name", &name.span, format!("the {what}{called} is defined a second time"), Some(format!("first at {first}")));
+            return;
+        }
+        self.by_name.insert(name.value.clone(), (index, name.span.clone()));
+        self.order.push(name.value.clone());
+    }
+
+    /// Takes an id; an error if it is taken already.
+    pub fn id(&mut self, cx: &Context<'_>, what: &str, id: &Spanned<String>, index: usize) {
+        if let Some((_, first)) = self.by_id.get(&id.value) {
+            cx.error("duplicate-name", &id.span, format!("this id is another {what}'s already"), Some(format!("first at {first}")));
+            return;
+        }
+        self.by_id.insert(id.value.clone(), (index, id.span.clone()));
+    }
+
+    /// Index of a name or id.
+    pub fn get(&self, text: &str) -> Option<usize> {
+        self.by_name.get(text).or_else(|| self.by_id.get(text)).map(|(index, _)| *index)
+    }
+
+    /// Index of what a reference names; an error if there is nothing.
+    pub fn find(&self, cx: &Context<'_>, reference: &Ref, what: &str) -> Option<usize> {
+        let text = &reference.text;
+        let found = self.get(text);
+        if found.is_none() {
+            let hint = did_you_mean(text, self.order.iter().map(String::as_str)).or_else(|| match self.order.len() {
+                0 => Some(format!("there are no {what}s")),
+                _ => Some(format!("there are {}", listed(self.order.iter().map(String::as_str), 6).replace(" or ", " and "))),
+            });
+            cx.error("missing-reference", &text.span, format!("there is no {what} `{}`", text.value), hint);
+        }
+        found
+    }
+}
