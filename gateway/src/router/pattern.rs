@@ -69,11 +69,9 @@ impl Pattern {
                 weight(&hir) > LAZY_WEIGHT
             }
             Err(error) => {
+                explain(&error)?;
                 pattern.backtracks = true;
-                match pattern.backtracking() {
-                    Ok(machine) => pattern.machine = OnceLock::from(Some(machine)),
-                    Err(other) => return Err(explain(&error, &other)),
-                }
+                pattern.machine = OnceLock::from(Some(pattern.backtracking().map_err(|e| e.to_string())?));
                 false
             }
         };
@@ -177,16 +175,20 @@ impl Pattern {
     }
 }
 
-/// The linear engine's error, unless what it lacks is exactly what the other engine has.
-fn explain(error: &regex_syntax::Error, other: &fancy_regex::Error) -> String {
+/// Whether the other engine may have what the linear one lacks; else what is wrong with the pattern.
+fn explain(error: &regex_syntax::Error) -> Result<(), String> {
     use regex_syntax::ast::ErrorKind;
     match error {
         regex_syntax::Error::Parse(error) => match error.kind() {
-            ErrorKind::UnsupportedLookAround | ErrorKind::UnsupportedBackreference => other.to_string(),
-            kind => format!("{kind} (at character {})", error.span().start.column),
+            // Also `(?>…)` and conditions, which look like flags, and escapes such as `\Z`.
+            ErrorKind::UnsupportedLookAround
+            | ErrorKind::UnsupportedBackreference
+            | ErrorKind::FlagUnrecognized
+            | ErrorKind::EscapeUnrecognized => Ok(()),
+            kind => Err(format!("{kind} (at character {})", error.span().start.column)),
         },
-        regex_syntax::Error::Translate(error) => format!("{} (at character {})", error.kind(), error.span().start.column),
-        _ => other.to_string(),
+        regex_syntax::Error::Translate(error) => Err(format!("{} (at character {})", error.kind(), error.span().start.column)),
+        other => Err(other.to_string()),
     }
 }
 
