@@ -4,7 +4,7 @@ use crate::de::{lenient_bool, lenient_number};
 use crate::decode::quoted;
 use crate::node::Kind;
 use crate::scalars::check_format;
-use crate::words::{did_you_mean, listed};
+use crate::words::{did_you_mean, listed, nearest};
 use crate::{Diagnostic, Node};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -252,6 +252,7 @@ impl<'a> Walk<'a> {
             .flatten()
             .filter_map(|(pattern, schema)| Some((regex::Regex::new(pattern).ok()?, schema)))
             .collect();
+        let mut meant: Vec<&str> = Vec::new();
         for (key, value) in node.entries() {
             let name = keys.aliases.get(key.name.as_str()).copied().unwrap_or(&key.name);
             if let Some(names) = rules.get("propertyNames") {
@@ -280,15 +281,17 @@ impl<'a> Walk<'a> {
                     self.value(value, schema, Some(&key.name), found);
                 }
             } else if closed {
+                meant.extend(nearest(&key.name, keys.known.iter().map(|(name, _)| *name)));
                 let hint = did_you_mean(&key.name, keys.known.iter().map(|(name, _)| *name))
-                    .or_else(|| (!keys.known.is_empty()).then(|| format!("known here: {}", listed(keys.known.iter().map(|(name, _)| *name), 12))));
+                    .or_else(|| (!keys.known.is_empty()).then(|| format!("known here: {}", listed(keys.known.iter().map(|(name, _)| *name), 12).replace(" or ", " and "))));
                 found.push(Diagnostic::error("unknown-key", &key.span, format!("unknown key `{}`", key.name)).maybe_hint(hint));
             }
         }
         for required in rules.get("required").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str) {
             let present = |name: &str| node.get(name).is_some();
             let aliased = || keys.aliases.iter().any(|(old, new)| *new == required && present(old));
-            if !present(required) && !aliased() {
+            // A misspelt key is reported once, not as unknown and as missing.
+            if !present(required) && !aliased() && !meant.contains(&required) {
                 let span = node.span();
                 found.push(Diagnostic::error("missing-key", span, format!("the key `{required}` is missing")).maybe_hint(describe(&keys, required)));
             }
@@ -316,7 +319,7 @@ impl<'a> Walk<'a> {
 
     /// One of several schemas must fit. If none does, the mistakes of the nearest one are reported.
     fn choice(&self, node: &Node, branches: &'a [Value], key: Option<&str>, found: &mut Vec<Diagnostic>) {
-        let mut nearest: Option<(usize, Vec<Diagnostic>)> = None;
+        let mut closest: Option<(usize, Vec<Diagnostic>)> = None;
         let mut words: Vec<String> = Vec::new();
         let mut kinds: Vec<&str> = Vec::new();
         let mut only_words = true;
@@ -342,8 +345,8 @@ impl<'a> Walk<'a> {
                 // A tag that does not match makes the branch a stranger; the others compete by the number of mistakes.
                 let stranger = usize::from(self.wrong_tag(node, resolved)) * 1000;
                 let score = stranger + inner.len();
-                if nearest.as_ref().is_none_or(|(known, _)| score < *known) {
-                    nearest = Some((score, inner));
+                if closest.as_ref().is_none_or(|(known, _)| score < *known) {
+                    closest = Some((score, inner));
                 }
             }
         }
@@ -361,10 +364,22 @@ impl<'a> Walk<'a> {
                 Some(_) => {}
             }
         }
-        match nearest {
-            // A word where only words and, say, a URL are accepted: name the words too.
+        match closest {
+            // A word where only words and, say, a URL are accepted: a typo of a word, or a mistake in the other form?
             Some((_, inner)) if words.is_empty() || !matches!(node.kind(), Kind::String(_)) => found.extend(inner),
-            Some(_) => found.push(not_one_of(node, &words, key).maybe_hint(Some(format!("{} or another form is accepted here", listed(words.iter().map(String::as_str), 8))))),
+            Some((_, inner)) => {
+                let list = listed(words.iter().map(String::as_str), 8);
+                match node.text().and_then(|text| did_you_mean(&text, words.iter().map(String::as_str))) {
+                    Some(hint) => found.push(not_one_of(node, &words, key).hint(hint)),
+                    None => found.extend(inner.into_iter().map(|d| if d.hint.is_none() { d.hint(format!("or write {list}")) } else { d })),
+                }
+            }
+            None if matches!(node.kind(), Kind::String(_)) && !words.is_empty() && !only_words => {
+                kinds.dedup();
+                let others: Vec<String> = kinds.iter().map(|kind| article(kind).to_string()).collect();
+                let near = node.text().and_then(|text| did_you_mean(&text, words.iter().map(String::as_str)));
+                found.push(not_one_of(node, &words, key).hint(near.unwrap_or_else(|| format!("{} is accepted as well", or(&others)))));
+            }
             None if only_words => found.push(not_one_of(node, &words, key)),
             None => {
                 let mut wanted: Vec<String> = words.iter().map(|word| format!("`{word}`")).collect();
@@ -451,13 +466,19 @@ fn wrong_type(node: &Node, wanted: &str, types: &[&str], key: Option<&str>) -> D
         }
         Kind::String(text) if matches!(crate::parse::resolve(text), Kind::Bool(_)) && types.contains(&"boolean") => Some("remove the quotes".to_string()),
         Kind::String(text) if matches!(crate::parse::resolve(text), Kind::Int(_)) && types.contains(&"integer") => Some("remove the quotes".to_string()),
-        Kind::Map(entries) if types.contains(&"string") && matches!(entries.as_slice(), [(key, value)] if value.is_null() && (key.name.starts_with("vault:") || key.name.starts_with('{'))) => {
-            Some("a text that begins with `{` needs quotes".to_string())
-        }
+        _ if types.contains(&"string") => unquoted_reference(node),
         _ => None,
     };
     let wanted = wanted.trim_end_matches(',');
     Diagnostic::error("type", node.span(), format!("{wanted} is wanted here, not {}", node.describe())).maybe_hint(hint)
+}
+
+/// `{vault://env/NAME}` without quotes is a mapping to YAML.
+pub(crate) fn unquoted_reference(node: &Node) -> Option<String> {
+    match node.entries() {
+        [(key, value)] if value.is_null() && key.name.starts_with("vault:") => Some("a text that begins with `{` needs quotes".to_string()),
+        _ => None,
+    }
 }
 
 fn describe(keys: &Keys<'_>, name: &str) -> Option<String> {

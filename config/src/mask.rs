@@ -6,12 +6,16 @@ use crate::span::Source;
 pub fn is_secret_key(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let last = key.rsplit(['.', '/']).next().unwrap_or(&key);
-    ["secret", "token", "password", "passwd", "passphrase", "authorization", "cookie"].iter().any(|word| last.ends_with(word))
+    ["secret", "token", "password", "passwd", "passphrase", "authorization"].iter().any(|word| last.ends_with(word))
         || matches!(last, "key" | "apikey" | "pass" | "key_alt" | "proxy-authorization" | "secrets" | "tokens" | "passwords" | "credentials")
         || last.ends_with("_key")
         || last.ends_with("-key")
         || last.ends_with("apikey")
         || last.ends_with("_pass")
+        // A slip in the key is the very thing that a diagnostic shows the line for.
+        || ["secret", "token", "password", "client_secret", "api_key", "private_key"]
+            .iter()
+            .any(|word| last.len().abs_diff(word.len()) <= 2 && strsim::damerau_levenshtein(last, word) <= word.len() / 4)
 }
 
 /// A line with its secrets replaced, and where the marked part is now (characters, from 0).
@@ -217,6 +221,7 @@ mod tests {
         assert_eq!(masked("config: { secret: hunter2, ttl: 60s }"), "config: { secret: ***, ttl: 60s }");
         assert_eq!(masked("config: { secret: \"${A:-hun,ter2}\", ttl: 60s }"), "config: { secret: ***, ttl: 60s }");
         assert_eq!(masked("config: { secret: ${A:-hunter2}, ttl: 60s }"), "config: { secret: ***, ttl: 60s }");
+        assert_eq!(masked("  secert: hunter2"), "  secert: ***");
         assert_eq!(masked("- \"X-API-Key:hunter2\""), "- \"X-API-Key:***");
         assert_eq!(masked("{\"key\": \"hunter2\", \"a\": 1}"), "{\"key\": ***, \"a\": 1}");
         assert_eq!(masked("store: redis://user:hunter2@host:6379/0"), "store: redis://***@host:6379/0");

@@ -17,6 +17,9 @@ impl HostPort {
     /// # Errors
     /// What is wrong, as half a sentence.
     pub fn parse(text: &str) -> Result<HostPort, String> {
+        if text.contains("://") {
+            return Err("a URL stands where a host is wanted".into());
+        }
         let (host, port, v6) = if let Some(rest) = text.strip_prefix('[') {
             let (host, tail) = rest.split_once(']').ok_or("the `]` of the IPv6 address is missing")?;
             if host.parse::<std::net::Ipv6Addr>().is_err() {

@@ -32,8 +32,14 @@ pub(crate) fn parse(source: &Arc<Source>, env: Option<&Env>, diagnostics: &mut V
             Err(error) => {
                 let mark = error.marker();
                 let span = builder.clamp(mark.line(), mark.col() + 1);
-                let (message, hint) = scan_error(error.info(), source, &span);
-                builder.diagnostics.push(Diagnostic::error("yaml", &span, message).maybe_hint(hint));
+                // The scanner has a limit of its own for `[[[[…`.
+                let found = if error.info().contains("recursion limit") {
+                    too_deep(&span)
+                } else {
+                    let (message, hint) = scan_error(error.info(), source, &span);
+                    Diagnostic::error("yaml", &span, message).maybe_hint(hint)
+                };
+                builder.diagnostics.push(found);
                 return None;
             }
         };
@@ -45,15 +51,25 @@ pub(crate) fn parse(source: &Arc<Source>, env: Option<&Env>, diagnostics: &mut V
     builder.root
 }
 
+fn too_deep(span: &Span) -> Diagnostic {
+    Diagnostic::error("too-deep", span, format!("lists and mappings nest more than {MAX_DEPTH} deep"))
+}
+
 /// The scanner's words, said so that they help the one who wrote the file.
 fn scan_error(info: &str, source: &Source, span: &Span) -> (String, Option<String>) {
     let line = source.line(span.line).unwrap_or("");
     let hint = if line.chars().take_while(|c| c.is_whitespace()).any(|c| c == '\t') || info.contains("tab") {
         Some("YAML is indented with spaces, not tabs".to_string())
+    } else if info.contains("quoted scalar") {
+        Some("is the quote closed? the lines of a quoted text are indented".to_string())
     } else if info.contains("simple key expected") || info.contains("while scanning a simple key") {
         Some("is a `:` missing after the key, or a quote not closed?".to_string())
     } else if info.contains("mapping values are not allowed") {
-        Some("is the line indented as its neighbours are? a text with `: ` in it needs quotes".to_string())
+        let above = source.line(span.line.saturating_sub(1)).unwrap_or("").split(" #").next().unwrap_or("").trim();
+        match above.is_empty() || above.contains(": ") || above.ends_with(':') {
+            true => Some("is the line indented as its neighbours are? a text with `: ` in it needs quotes".to_string()),
+            false => Some("is a `:` missing in the line above?".to_string()),
+        }
     } else if info.contains("did not find expected") {
         Some("is the line indented as its neighbours are?".to_string())
     } else {
@@ -146,7 +162,7 @@ impl Builder<'_, '_> {
 
     fn open(&mut self, span: Span, anchor: usize, kind: OpenKind) -> Result<(), Fatal> {
         if self.stack.len() >= MAX_DEPTH {
-            return Err(Box::new(Diagnostic::error("too-deep", &span, format!("lists and mappings nest more than {MAX_DEPTH} deep"))));
+            return Err(Box::new(too_deep(&span)));
         }
         self.stack.push(Open { span, anchor, kind });
         Ok(())

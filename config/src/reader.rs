@@ -55,7 +55,7 @@ impl Context<'_> {
 
     pub fn wrong(&self, node: &Node, wanted: &str) {
         if !node.source().broken {
-            self.error("type", node.span(), format!("{wanted} is wanted here, not {}", node.describe()), None);
+            self.error("type", node.span(), format!("{wanted} is wanted here, not {}", node.describe()), crate::check::unquoted_reference(node));
         }
     }
 }

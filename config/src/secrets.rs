@@ -39,7 +39,7 @@ fn holds_secret(key: &str, parent: &str) -> bool {
     match key {
         "key" => matches!(parent, "guests" | "keyauth_credentials" | "certificates"),
         "token" => matches!(parent, "admin" | "warm_up"),
-        "cookie" | "authorization" => false,
-        _ => is_secret_key(key) && !key.ends_with("public_key") && !key.ends_with("cookie") && !key.ends_with("_key") || matches!(key, "api_key" | "private_key" | "secret_key" | "access_key"),
+        "authorization" => false,
+        _ => is_secret_key(key) && !key.ends_with("public_key") && !key.ends_with("_key") || matches!(key, "api_key" | "private_key" | "secret_key" | "access_key"),
     }
 }

@@ -211,7 +211,7 @@ fn check_edge(cx: &Context<'_>, section: &Node, edge: &Edge, gateway: Option<&Ga
     {
         cx.error("value", at("canonical_host").span(), why, None);
     }
-    if !edge.api_prefix.starts_with('/') {
+    if !edge.api_prefix.starts_with('/') && !at("api_prefix").source().broken {
         cx.error("value", at("api_prefix").span(), "the prefix must begin with `/`", None);
     }
     for item in at("session_cookies").items() {

@@ -108,7 +108,7 @@ fn every_mistake_of_a_node_is_reported_in_one_run() {
 
 #[test]
 fn a_choice_reports_the_mistakes_of_the_form_that_was_meant() {
-    assert_eq!(limits("secret: x\nnested: {kind: b, size: 1}").unwrap_err(), "2:19 unknown key `size` (known here: `kind` or `text`)\n2:9 the key `text` is missing");
+    assert_eq!(limits("secret: x\nnested: {kind: b, size: 1}").unwrap_err(), "2:19 unknown key `size` (known here: `kind` and `text`)\n2:9 the key `text` is missing");
     assert_eq!(limits("secret: x\nnested: {kind: c}").unwrap_err(), "2:16 `c` is not one of `a` or `b`");
     assert_eq!(limits("secret: x\nnested: 5").unwrap_err(), "2:9 a mapping is wanted here, not a number");
 }

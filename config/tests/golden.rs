@@ -22,8 +22,11 @@ fn every_golden_file_gets_its_diagnostics() {
         total += loaded.diagnostics.len();
         codes.extend(loaded.diagnostics.iter().map(|d| d.code));
         let got = format!("{}\n", loaded.diagnostics);
-        assert!(!got.contains("hunter2"), "a secret is shown in {got}");
         let out = name.replace(".yaml", ".out");
+        if got.contains("hunter2") {
+            failed.push(format!("--- {name} shows a secret\n{got}"));
+            continue;
+        }
         if update {
             std::fs::write(&out, &got).unwrap();
         }

@@ -47,6 +47,7 @@ impl Names {
         if found.is_none() {
             let hint = did_you_mean(text, self.order.iter().map(String::as_str)).or_else(|| match self.order.len() {
                 0 => Some(format!("there are no {what}s")),
+                1 => Some(format!("there is only `{}`", self.order[0])),
                 _ => Some(format!("there are {}", listed(self.order.iter().map(String::as_str), 6).replace(" or ", " and "))),
             });
             cx.error("missing-reference", &text.span, format!("there is no {what} `{}`", text.value), hint);

@@ -241,7 +241,7 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     let valid = found.is_empty();
     cx.extend(found);
     let settings = valid.then(|| crate::decode::<UpstreamSettings>(node).ok()).flatten();
-    let name = node.get("name").filter(|_| valid).and_then(|name| cx.text(name));
+    let name = node.get("name").filter(|name| matches!(name.kind(), crate::Kind::String(_))).and_then(|name| cx.text(name));
     if let Some(name) = &name {
         draft.upstream_names.name(cx, "upstream", name, index, true);
     }
@@ -330,7 +330,7 @@ pub(super) fn attach(cx: &Context<'_>, draft: &mut Draft) {
         }
     }
     for upstream in &draft.upstreams {
-        if upstream.targets.is_empty() && upstream.settings.items().is_empty() && upstream.settings.get("targets").is_none_or(|list| list.items().is_empty()) {
+        if upstream.targets.is_empty() && upstream.settings.get("targets").is_none_or(|list| list.items().is_empty()) {
             cx.warning("value", &upstream.span, format!("the upstream `{}` has no targets", upstream.name), None);
         }
     }
