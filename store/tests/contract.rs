@@ -84,6 +84,11 @@ async fn a_late_writer_is_refused(a: Store, b: Store) {
     assert_eq!(b.blobs.delete(&["page".into()]).await.unwrap(), 1);
     assert!(!a.blobs.put("page", bytes("old"), LONG, Some(old.fence)).await.unwrap());
     assert_eq!(value(&a, "page").await, None);
+    // Fences are numbers, not texts, up to the largest.
+    assert!(b.blobs.put("digits", bytes("new"), LONG, Some(10)).await.unwrap());
+    assert!(!a.blobs.put("digits", bytes("old"), LONG, Some(9)).await.unwrap());
+    assert!(b.blobs.put("digits", bytes("new"), LONG, Some(u64::MAX)).await.unwrap());
+    assert!(!a.blobs.put("digits", bytes("old"), LONG, Some(u64::MAX - 1)).await.unwrap());
     // And some time after, it is forgotten.
     assert!(b.blobs.put("soon", bytes("new"), SHORT, Some(9)).await.unwrap());
     eventually("the mark goes", || async { a.blobs.put("soon", bytes("old"), LONG, Some(8)).await.unwrap().then_some(()) }).await;
@@ -160,6 +165,10 @@ async fn counters_expire_from_their_first_use(a: Store, b: Store) {
     assert_eq!(a.counters.add("brief", 1, SHORT).await.unwrap(), 1);
     // Later uses do not prolong it: this one ends although it is used all the time.
     eventually("the window ends", || async { (b.counters.add("brief", 1, LONG).await.unwrap() == 1).then_some(()) }).await;
+    let brief = Take { ttl: SHORT, ..take("brief-take", 1, u64::MAX) };
+    assert_eq!(a.counters.take(std::slice::from_ref(&brief)).await.unwrap().values, [1]);
+    let longer = [Take { ttl: LONG, ..brief }];
+    eventually("the window of takes ends", || async { (b.counters.take(&longer).await.unwrap().values == [1]).then_some(()) }).await;
     assert_eq!(a.counters.peek("sum").await.unwrap(), 9);
     assert_eq!(a.counters.peek("none").await.unwrap(), 0);
 }

@@ -102,9 +102,11 @@ async fn opens_while_redis_is_away() {
         assert!(!text.contains("hunter2"), "{text}");
     }
     let mut early = store.bus.subscribe("c").await.unwrap();
+    let mut also = store.bus.subscribe("d").await.unwrap();
     let _server = RedisServer::try_start(port, &["--requirepass", "hunter2"]).expect("the port is still free");
     eventually("it is found", || async { store.blobs.get("k").await.ok() }).await;
     assert_eq!(early.messages.recv().await, Some(Message::Gap), "who subscribed while it was away hears of a gap first");
+    assert_eq!(also.messages.recv().await, Some(Message::Gap));
     store.bus.publish("c", Bytes::from_static(b"now")).await.unwrap();
     assert_eq!(early.messages.recv().await, Some(Message::Data(Bytes::from_static(b"now"))));
 }

@@ -38,23 +38,25 @@ pub(super) struct MemoryBlobs {
     entries: Shards<Entry>,
     bytes: AtomicUsize,
     max_bytes: usize,
+    /// The shard to which the hand goes next.
+    hand: AtomicUsize,
     calls: Arc<Calls>,
 }
 
 impl MemoryBlobs {
     pub(super) fn new(max_bytes: usize, calls: Arc<Calls>) -> MemoryBlobs {
-        MemoryBlobs { entries: Shards::new(), bytes: AtomicUsize::new(0), max_bytes, calls }
+        MemoryBlobs { entries: Shards::new(), bytes: AtomicUsize::new(0), max_bytes, hand: AtomicUsize::new(0), calls }
     }
 
-    /// Frees space, the shard of `start` first. Ends when the bound is met or two whole rounds freed all there is.
-    fn make_room(&self, start: usize) {
+    /// Frees space until the bound is met, or all there is was freed.
+    fn make_room(&self) {
         let shards = self.entries.count();
         // Three visits each: the first may only take the `used` flags away, the second the values, the third the marks.
-        for visit in 0..shards * 3 {
+        for _ in 0..shards * 3 {
             if self.bytes.load(Relaxed) <= self.max_bytes {
                 return;
             }
-            let mut shard = self.entries.at(start + visit);
+            let mut shard = self.entries.at(self.hand.fetch_add(1, Relaxed));
             let places = shard.places();
             for _ in 0..places {
                 if self.bytes.load(Relaxed) <= self.max_bytes {
@@ -121,7 +123,7 @@ impl Blobs for MemoryBlobs {
         // Still under the shard's lock: else another could free the entry before it was counted, and the sum pass below zero.
         self.bytes.fetch_add(change as usize, Relaxed); // wraps around for a negative change: a subtraction
         drop(shard);
-        self.make_room(self.entries.index(key));
+        self.make_room();
         Ok(true)
     }
 
@@ -153,15 +155,15 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn stays_within_its_bound_and_spares_what_is_read() {
-        let blobs = blobs(200_000);
+        let blobs = blobs(2_000_000);
         let minute = Duration::from_secs(60);
         blobs.put("kept", Bytes::from(vec![1; 1000]), minute, None).await.unwrap();
-        for n in 0..2000 {
+        for n in 0..10_000 {
             assert!(blobs.put(&format!("k{n}"), Bytes::from(vec![0; 1000]), minute, (n % 2 == 0).then_some(n)).await.unwrap());
-            assert!(blobs.bytes.load(Relaxed) <= 200_000, "{} bytes", blobs.bytes.load(Relaxed));
+            assert!(blobs.bytes.load(Relaxed) <= 2_000_000, "{} bytes", blobs.bytes.load(Relaxed));
             assert!(blobs.get("kept").await.unwrap().is_some(), "lost after {n}");
         }
-        assert!(blobs.get("k1999").await.unwrap().is_some());
+        assert!(blobs.get("k9999").await.unwrap().is_some());
         assert!(blobs.get("k0").await.unwrap().is_none());
     }
 

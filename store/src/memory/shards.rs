@@ -31,9 +31,11 @@ struct Slot<V> {
 /// One shard, locked. All times are given by the caller, so that one step sees one time.
 pub(super) struct Shard<V> {
     slots: HashMap<Arc<str>, Slot<V>, RandomState>,
-    /// Every slot once, in the order of insertion, turned by the sweep; places of removed slots stay until they are met.
+    /// Every slot once, about in the order of insertion; places of removed slots stay until they are met.
     ring: VecDeque<(Arc<str>, u64)>,
     next_id: u64,
+    /// The place in the ring at which the sweep goes on.
+    next_look: usize,
 }
 
 impl<V> Shard<V> {
@@ -48,26 +50,40 @@ impl<V> Shard<V> {
     }
 
     /// Stores `value` until `expires`; what was there before, dead or alive. `dropped` is given what the sweep throws out.
-    pub(super) fn insert(&mut self, key: &str, value: V, expires: Instant, now: Instant, mut dropped: impl FnMut(&str, V)) -> Option<V> {
+    pub(super) fn insert(&mut self, key: &str, value: V, expires: Instant, now: Instant, dropped: impl FnMut(&str, V)) -> Option<V> {
         if let Some(slot) = self.slots.get_mut(key) {
             slot.expires = expires;
             return Some(std::mem::replace(&mut slot.value, value));
         }
+        self.sweep(now, dropped);
         let key: Arc<str> = key.into();
         let id = self.next_id;
         self.next_id += 1;
         self.ring.push_back((key.clone(), id));
         self.slots.insert(key, Slot { value, expires, id });
-        for _ in 0..LOOKED_AT {
-            self.turn(|key, value, end| {
-                if end > now {
-                    return Some(value);
-                }
-                dropped(key, value);
-                None
-            });
-        }
         None
+    }
+
+    /// Looks at the next few places and drops what is over. The place of a dropped one is filled from the end of the ring: the order
+    /// suffers a little, but only where there is something to drop. The living stay where they are, for `turn`.
+    fn sweep(&mut self, now: Instant, mut dropped: impl FnMut(&str, V)) {
+        for _ in 0..LOOKED_AT {
+            self.next_look = if self.next_look < self.ring.len() { self.next_look } else { 0 };
+            let Some((key, id)) = self.ring.get(self.next_look) else { return };
+            match self.slots.get(key) {
+                Some(slot) if slot.id == *id && slot.expires > now => {
+                    self.next_look += 1;
+                    continue;
+                }
+                Some(slot) if slot.id == *id => {
+                    if let Some((key, slot)) = self.slots.remove_entry(key) {
+                        dropped(&key, slot.value);
+                    }
+                }
+                _ => {}
+            }
+            self.ring.swap_remove_back(self.next_look);
+        }
     }
 
     /// Removes `key`; its value if it was alive.
@@ -106,7 +122,7 @@ pub(super) struct Shards<V> {
 impl<V> Shards<V> {
     pub(super) fn new() -> Shards<V> {
         let hasher = RandomState::new();
-        let shard = || Shard { slots: HashMap::with_hasher(hasher.clone()), ring: VecDeque::new(), next_id: 0 };
+        let shard = || Shard { slots: HashMap::with_hasher(hasher.clone()), ring: VecDeque::new(), next_id: 0, next_look: 0 };
         Shards { shards: (0..SHARDS).map(|_| Mutex::new(shard())).collect(), hasher }
     }
 
