@@ -1,17 +1,25 @@
 //! The engine: memory, then store, then one fill.
 
 use crate::{
-    CacheRequest, Entry, Fetch, Outcome, Plan, Report, Stats, StatsSnapshot, Verdict,
+    CacheRequest, Entry, Fetch, Outcome, Plan, Stats, StatsSnapshot,
     clock::Clock,
+    flight::Flights,
     memory::{Memory, Slot},
+    serve::Call,
+    tier::Wake,
 };
-use std::sync::Arc;
+use dashmap::DashMap;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering::Relaxed},
+};
+use tokio::sync::watch;
 use weir_store::Store;
 
 /// What an engine is made with.
 #[derive(Debug, Clone)]
 pub struct EngineOptions {
-    /// What the memory tier may hold, bytes.
+    /// What the memory tier may hold, bytes, overhead included.
     pub memory_bytes: u64,
     /// What time it is.
     pub clock: Clock,
@@ -25,22 +33,39 @@ impl Default for EngineOptions {
 
 /// The cache of one process.
 pub struct Engine {
+    /// Tells this instance's messages from others'.
+    pub(crate) id: u64,
     pub(crate) store: Store,
     pub(crate) memory: Memory,
     pub(crate) clock: Clock,
     pub(crate) stats: Stats,
+    pub(crate) flights: Flights,
+    /// Fills that wait for other instances, by lock key.
+    pub(crate) wakes: DashMap<String, Arc<Wake>>,
+    pub(crate) started: AtomicBool,
+    /// Closes with the engine.
+    pub(crate) open: watch::Sender<()>,
 }
 
 impl Engine {
     /// An engine over a store. Needs no runtime.
     pub fn new(store: Store, options: EngineOptions) -> Arc<Engine> {
-        Arc::new(Engine { store, memory: Memory::new(options.memory_bytes), clock: options.clock, stats: Stats::default() })
+        Arc::new(Engine {
+            id: fastrand::u64(..),
+            store,
+            memory: Memory::new(options.memory_bytes),
+            clock: options.clock,
+            stats: Stats::default(),
+            flights: Flights::default(),
+            wakes: DashMap::new(),
+            started: AtomicBool::new(false),
+            open: watch::Sender::new(()),
+        })
     }
 
-    /// Listens for messages of the other instances. Call it inside a tokio runtime; without it the engine works by polling.
-    pub fn start(self: &Arc<Self>) {}
-
-    /// The entry under a primary key in memory, whatever its age; no variants, no waiting, nothing copied.
+    /// The entry under a primary key in memory, whatever its age; no variants, no waiting, nothing allocated or copied. The caller
+    /// looks at [`Entry::is_fresh`] and [`Entry::wants_early_refresh`], counts what it serves with [`Engine::count_hit`], and
+    /// sends everything else through [`Engine::serve`].
     #[inline]
     pub fn peek(&self, epoch: &str, key: &str) -> Option<Arc<Entry>> {
         match self.memory.get(epoch, key, "") {
@@ -49,23 +74,33 @@ impl Engine {
         }
     }
 
-    /// Answers a request from the cache, or says how it must be answered.
-    pub async fn serve(self: &Arc<Self>, plan: &Plan, _request: &CacheRequest, _fetch: Arc<dyn Fetch>) -> Outcome {
-        Outcome::Pass(Report { key: Some(plan.key.clone()), ..Report::new(Verdict::Bypass) })
+    /// Counts a hit that was served after [`Engine::peek`].
+    #[inline]
+    pub fn count_hit(&self) {
+        self.stats.memory_hits.fetch_add(1, Relaxed);
     }
 
-    /// Removes all that is stored under a primary key, here, in the store and in every other instance; whether something was there.
-    pub async fn purge_key(&self, epoch: &str, key: &str) -> bool {
-        self.memory.remove(epoch, key, "")
+    /// Answers a request from the cache, or fetches, or says that the request must be forwarded as it came.
+    ///
+    /// Dropping the future loses nothing: a fill that it began goes on. Trouble with the store is never an outcome.
+    pub async fn serve(self: &Arc<Self>, plan: &Plan, request: &CacheRequest, fetch: Arc<dyn Fetch>) -> Outcome {
+        Call::new(self, plan, request, fetch).run().await
     }
 
-    /// After an unsafe method succeeded on the key's URL (RFC 9111 section 4.4): as [`Engine::purge_key`].
-    pub async fn invalidate(&self, epoch: &str, key: &str) -> bool {
-        self.purge_key(epoch, key).await
+    /// The clock that entries are judged by.
+    pub fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     /// Counts since the start.
     pub fn stats(&self) -> StatsSnapshot {
-        self.stats.snapshot()
+        StatsSnapshot {
+            memory_entries: self.memory.len(),
+            memory_bytes: self.memory.bytes(),
+            memory_capacity: self.memory.capacity(),
+            evictions: self.memory.evictions(),
+            in_flight: self.flights.len(),
+            ..self.stats.snapshot()
+        }
     }
 }

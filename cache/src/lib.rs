@@ -11,10 +11,12 @@
 //! | [`entry`] | a stored response with its ready-made head, and its form in the store |
 //! | [`respond`] | conditions, ranges, HEAD, `Age` |
 //! | [`memory`] | the tier in this process |
-//! | [`flight`] | one fill per key in this process, many readers |
+//! | `serve`, `flight`, `fill`, `body` | one request's way; one fill per key, many readers |
+//! | `tier`, `purge` | the shared store, and messages between instances |
 //! | [`engine`] | memory, then store, then one fill |
 //! | [`status`] | RFC 9211 `Cache-Status` |
 
+mod body;
 pub mod clock;
 pub mod codec;
 pub mod contract;
@@ -22,11 +24,18 @@ pub mod control;
 pub mod engine;
 pub mod entry;
 pub mod fields;
+mod fill;
+mod flight;
 pub mod html;
 pub mod keys;
 pub mod memory;
 pub mod policy;
+mod purge;
+pub mod respond;
+mod serve;
 pub mod stats;
+pub mod status;
+mod tier;
 pub mod vary;
 
 pub use contract::*;

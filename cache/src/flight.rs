@@ -1,0 +1,207 @@
+//! One fill per key in this process. A flight is the place where those who want the same thing meet: the fill, a task of its own that no client
+//! can cancel, tells how far it is; each waiter looks at every step and takes what suits its own request.
+//!
+//! ```text
+//! Looking ─► Found(entry)                  the store had it, another instance filled it, or a 304 renewed it
+//!    │  └──► Varied                        the key has variants: look again, with the variant's key
+//!    ▼
+//! Fetching ─► Streaming(head) ─ body ─┐
+//!    │  └───► Pass(reason)            │    uncacheable: everyone asks for himself, at once
+//!    └──────► Failed(error)           ▼
+//!                                 kept or not
+//! ```
+
+use crate::{
+    Entry, FetchError, Fetched,
+    body::{Body, Reader},
+    memory::StoredKey,
+    vary::Spec,
+};
+use dashmap::{DashMap, Entry as Place};
+use http::{HeaderMap, StatusCode};
+use parking_lot::Mutex;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+use tokio::sync::watch;
+
+/// How far a flight is.
+#[derive(Debug, Clone)]
+pub(crate) enum Phase {
+    /// In the store, or waiting for another instance.
+    Looking,
+    /// The origin was asked.
+    Fetching,
+    /// There is an entry.
+    Found(Found),
+    /// The head came; the body arrives.
+    Streaming(Arc<Head>),
+    /// Not for the cache.
+    Pass {
+        reason: &'static str,
+        status: Option<u16>,
+    },
+    /// The key has variants; the spec is in memory now.
+    Varied,
+    /// No answer.
+    Failed(FetchError),
+}
+
+/// An entry that a flight came by.
+#[derive(Debug, Clone)]
+pub(crate) struct Found {
+    pub(crate) entry: Arc<Entry>,
+    pub(crate) how: How,
+}
+
+/// Where an entry came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum How {
+    /// It was in the store.
+    Stored,
+    /// Another instance fetched it while this flight waited.
+    Elsewhere,
+    /// The origin said 304 to this flight.
+    Renewed,
+}
+
+/// A head for all who wait.
+#[derive(Debug)]
+pub(crate) struct Head {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    /// Whether it will be stored if the body keeps what the head promises.
+    pub(crate) store: bool,
+    /// Why not, if not.
+    pub(crate) detail: Option<&'static str>,
+    /// Where the flight had no variant in its key: what the response varies by, and the variant that the fill's request asked for.
+    pub(crate) variant: Option<(Arc<Spec>, Arc<str>)>,
+    /// Seconds of freshness that it begins with.
+    pub(crate) ttl: Option<i64>,
+}
+
+/// All that waiters see.
+#[derive(Debug, Clone)]
+pub(crate) struct Progress {
+    pub(crate) phase: Phase,
+    /// An old entry, as soon as one is known.
+    pub(crate) stale: Option<Arc<Entry>>,
+    /// Time that the fill waited for other instances.
+    pub(crate) waited: Duration,
+    /// Something worth telling: `lock-timeout`, `store-away`.
+    pub(crate) note: Option<&'static str>,
+}
+
+/// A fill and those who wait for it.
+pub(crate) struct Flight {
+    pub(crate) key: StoredKey,
+    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) body: Arc<Body>,
+    /// The uncacheable response, for the client that caused the fill.
+    pub(crate) own: Mutex<Option<Fetched>>,
+    purged: AtomicBool,
+}
+
+impl Flight {
+    pub(crate) fn set(&self, phase: Phase) {
+        self.progress.send_modify(|progress| progress.phase = phase);
+    }
+
+    pub(crate) fn update(&self, change: impl FnOnce(&mut Progress)) {
+        self.progress.send_modify(change);
+    }
+
+    /// Its response is older than a purge: it may be read by those who wait, but not kept.
+    pub(crate) fn purge(&self) {
+        self.purged.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_purged(&self) -> bool {
+        self.purged.load(Ordering::Acquire)
+    }
+}
+
+/// A place in a flight.
+pub(crate) struct Seat {
+    pub(crate) flight: Arc<Flight>,
+    /// Whether this request began the flight.
+    pub(crate) first: bool,
+    /// The body from its first byte; `None` if that is gone.
+    pub(crate) reader: Option<Reader>,
+}
+
+/// The flights of this process.
+#[derive(Default)]
+pub(crate) struct Flights {
+    by_key: DashMap<StoredKey, Arc<Flight>>,
+}
+
+impl Flights {
+    /// Takes a seat in the flight for this key, beginning one with `start` if there is none. `start` is called once the flight can be found by others.
+    pub(crate) fn join(&self, key: &StoredKey, stale: Option<&Arc<Entry>>, start: impl FnOnce(Arc<Flight>)) -> Seat {
+        // Most of those who come are late: a read lock is enough for them.
+        if let Some(flight) = self.by_key.get(key).map(|place| place.value().clone()) {
+            let reader = flight.body.reader();
+            return Seat { flight, first: false, reader };
+        }
+        let (flight, first) = match self.by_key.entry(key.clone()) {
+            Place::Occupied(place) => (place.get().clone(), false),
+            Place::Vacant(place) => {
+                let (progress, _) =
+                    watch::channel(Progress { phase: Phase::Looking, stale: stale.cloned(), waited: Duration::ZERO, note: None });
+                let flight = Arc::new(Flight {
+                    key: key.clone(),
+                    progress,
+                    body: Arc::default(),
+                    own: Mutex::new(None),
+                    purged: AtomicBool::new(false),
+                });
+                place.insert(flight.clone());
+                (flight, true)
+            }
+        };
+        let reader = flight.body.reader();
+        if first {
+            start(flight.clone());
+        }
+        Seat { flight, first, reader }
+    }
+
+    /// Begins a flight that nobody waits for, unless there is one.
+    pub(crate) fn begin(&self, key: &StoredKey, stale: &Arc<Entry>, start: impl FnOnce(Arc<Flight>)) {
+        if !self.by_key.contains_key(key) {
+            self.join(key, Some(stale), start);
+        }
+    }
+
+    /// Lets a flight be found under a second key, if that has none.
+    pub(crate) fn also(&self, key: &StoredKey, flight: &Arc<Flight>) {
+        if let Place::Vacant(place) = self.by_key.entry(key.clone()) {
+            place.insert(flight.clone());
+        }
+    }
+
+    /// Takes the flight off this key, if it is that flight's.
+    pub(crate) fn end(&self, key: &StoredKey, flight: &Arc<Flight>) {
+        self.by_key.remove_if(key, |_, there| Arc::ptr_eq(there, flight));
+    }
+
+    /// Marks the flights of a primary key and of its variants as purged, and takes them off their keys, so that the next request begins anew.
+    pub(crate) fn purge(&self, epoch: &str, key: &str) {
+        self.by_key.retain(|stored, flight| {
+            let hit = *stored.key == *key && *stored.epoch == *epoch;
+            if hit {
+                flight.purge();
+            }
+            !hit
+        });
+    }
+
+    pub(crate) fn len(&self) -> u64 {
+        self.by_key.len() as u64
+    }
+}

@@ -1,0 +1,148 @@
+//! The store tier: reading, writing, locking and waking, with the rule that the store's trouble is never the client's.
+
+use crate::{
+    Engine,
+    codec::{self, Stored},
+    memory::StoredKey,
+};
+use bytes::Bytes;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+use tokio::{sync::Notify, task::JoinHandle};
+use weir_store::{Lease, Store, StoreError, StoreResult};
+
+/// Channel that tells of fills that ended.
+pub(crate) const FILLS: &str = "fills";
+
+/// How a fill ended, as told to the other instances: `{word} {lock key}`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Something lies in the store now: an entry, a spec or a mark.
+    Stored,
+    /// Nothing lies there, and the next one will hardly fare better: whoever waits should ask by himself.
+    Nothing,
+}
+
+impl Ended {
+    fn word(self) -> &'static str {
+        match self {
+            Ended::Stored => "stored",
+            Ended::Nothing => "nothing",
+        }
+    }
+}
+
+/// A fill that waits for another instance.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    pub(crate) notify: Notify,
+    pub(crate) nothing: AtomicBool,
+}
+
+/// A lease that is renewed until it is dropped.
+pub(crate) struct Held {
+    pub(crate) lease: Lease,
+    renewal: JoinHandle<()>,
+}
+
+impl Held {
+    fn new(store: &Store, lease: Lease, time: Duration) -> Held {
+        let (locks, held) = (store.locks.clone(), lease.clone());
+        let renewal = tokio::spawn(async move {
+            let pause = (time / 3).max(Duration::from_millis(10));
+            loop {
+                tokio::time::sleep(pause).await;
+                // A lease that was lost stays lost; what the fill writes then is stopped by its fence. A store that is away may come back.
+                if let Ok(false) = locks.renew(&held, time).await {
+                    return;
+                }
+            }
+        });
+        Held { lease, renewal }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+impl Engine {
+    fn complain<T>(&self, what: &'static str, result: StoreResult<T>) -> StoreResult<T> {
+        result.inspect_err(|error| {
+            self.stats.store_errors.fetch_add(1, Relaxed);
+            tracing::debug!(%error, what, "store call failed; going on without");
+        })
+    }
+
+    /// What lies under a key. What can not be read counts as absent.
+    pub(crate) async fn read(&self, key: &StoredKey) -> StoreResult<Option<Stored>> {
+        let found = self.complain("get", self.store.blobs.get(&key.store_key("cache")).await);
+        let Some(blob) = (match found {
+            Err(StoreError::Corrupt(_)) => None,
+            other => other?,
+        }) else {
+            return Ok(None);
+        };
+        match codec::decode(&key.text(), &blob.value) {
+            Ok(stored) => Ok(Some(stored)),
+            Err(error) => {
+                tracing::warn!(%error, key = %key.key, "stored value ignored");
+                Ok(None)
+            }
+        }
+    }
+
+    /// Writes a value; whether it lies there now.
+    pub(crate) async fn write(&self, key: &StoredKey, value: Bytes, time: Duration, fence: Option<u64>) -> StoreResult<bool> {
+        if time.is_zero() {
+            return Ok(false);
+        }
+        self.complain("put", self.store.blobs.put(&key.store_key("cache"), value, time, fence).await)
+    }
+
+    /// Takes the fill lock of a key; `None` if another holds it.
+    pub(crate) async fn lock(&self, key: &StoredKey, time: Duration) -> StoreResult<Option<Held>> {
+        let lease = self.complain("acquire", self.store.locks.acquire(&key.store_key("fill"), time).await)?;
+        Ok(lease.map(|lease| Held::new(&self.store, lease, time)))
+    }
+
+    /// Gives a lock back and wakes those who wait for it in other instances.
+    pub(crate) async fn unlock(&self, held: Held, ended: Ended) {
+        let released = self.store.locks.release(&held.lease).await;
+        let _ = self.complain("release", released);
+        let payload = format!("{} {}", ended.word(), held.lease.key);
+        let _ = self.complain("publish", self.store.bus.publish(FILLS, payload.into()).await);
+    }
+
+    /// Registers a fill that waits for another instance; [`Engine::forget_wake`] ends it.
+    pub(crate) fn wake_for(&self, lock_key: &str) -> Arc<Wake> {
+        self.wakes.entry(lock_key.to_owned()).or_default().clone()
+    }
+
+    pub(crate) fn forget_wake(&self, lock_key: &str) {
+        self.wakes.remove(lock_key);
+    }
+
+    /// A message on [`FILLS`].
+    pub(crate) fn fill_ended(&self, payload: &[u8]) {
+        let Some((word, key)) = std::str::from_utf8(payload).ok().and_then(|text| text.split_once(' ')) else { return };
+        if let Some(wake) = self.wakes.get(key) {
+            if word == Ended::Nothing.word() {
+                wake.nothing.store(true, Relaxed);
+            }
+            wake.notify.notify_one();
+        }
+    }
+
+    /// After messages may have been lost: everyone looks for himself.
+    pub(crate) fn wake_all(&self) {
+        self.wakes.iter().for_each(|wake| wake.notify.notify_one());
+    }
+}

@@ -1,0 +1,333 @@
+//! One process: who fetches, who waits, who gets what.
+
+mod support;
+
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+use support::*;
+use weir_cache::*;
+
+const SEC: Duration = Duration::from_secs(1);
+
+#[tokio::test(start_paused = true)]
+async fn a_thousand_clients_for_one_cold_page_cost_one_fetch_and_all_get_it_whole() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let reply = Reply::page("").pieces(&["<html>", "shoes", "</html>"], SEC).slow(SEC);
+    let origin = Origin::always(reply);
+    let mut clients = Vec::new();
+    for _ in 0..1000 {
+        let (engine, plan, origin) = (machine.engine.clone(), plan.clone(), origin.clone());
+        clients.push(tokio::spawn(async move { read(engine.serve(&plan, &get(&[]), origin).await).await }));
+    }
+    let mut first = 0;
+    for client in clients {
+        let got = client.await.expect("client");
+        assert_eq!((got.kind, got.status, got.text()), ("filling", 200, "<html>shoes</html>"));
+        assert_eq!(got.verdict(), Verdict::Miss);
+        assert!(got.report.stored);
+        first += usize::from(!got.report.collapsed);
+    }
+    assert_eq!((origin.hits(), first), (1, 1));
+    let got = machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((got.kind, got.verdict(), got.report.tier, origin.hits()), ("stored", Verdict::Hit, Some(Tier::Memory), 1));
+    let stats = machine.engine.stats();
+    assert_eq!((stats.fills, stats.misses, stats.memory_hits, stats.stored, stats.in_flight), (1, 1000, 1, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn waiters_stream_along_and_do_not_wait_for_the_last_byte() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::always(Reply::page("").pieces(&["<html>one ", "two</html>"], 10 * SEC));
+    let request = get(&[]);
+    let leader = machine.engine.serve(&plan, &request, origin.clone());
+    let other = machine.engine.serve(&plan, &request, origin.clone());
+    let (Outcome::Filling(mut a), Outcome::Filling(mut b)) = tokio::join!(leader, other) else { panic!("both stream") };
+    let begun = tokio::time::Instant::now();
+    assert_eq!(a.body.chunk().await.expect("piece").as_deref(), Some(&b"<html>one "[..]));
+    assert_eq!(b.body.chunk().await.expect("piece").as_deref(), Some(&b"<html>one "[..]));
+    assert_eq!(begun.elapsed(), 10 * SEC, "in paused time: the first piece came when the origin sent it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_uncacheable_page_makes_nobody_queue() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::always(Reply::page("hello").with("set-cookie", "session=1").slow(SEC));
+    let mut clients = Vec::new();
+    for _ in 0..100 {
+        let (engine, plan, origin) = (machine.engine.clone(), plan.clone(), origin.clone());
+        clients.push(tokio::spawn(async move {
+            let begun = tokio::time::Instant::now();
+            let got = read(engine.serve(&plan, &get(&[]), origin).await).await;
+            (got, begun.elapsed())
+        }));
+    }
+    let mut own = 0;
+    for client in clients {
+        let (got, took) = client.await.expect("client");
+        assert_eq!(took, SEC, "all were told when the head came");
+        assert_eq!((got.verdict(), got.report.detail), (Verdict::Bypass, Some("set-cookie")));
+        if got.kind == "filling" {
+            own += 1;
+            assert_eq!((got.text(), got.field("set-cookie")), ("<html>hello</html>", Some("session=1")), "the one that caused it gets it");
+        } else {
+            assert_eq!(got.kind, "pass");
+        }
+    }
+    assert_eq!((own, origin.hits()), (1, 1));
+    let next = machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((next.kind, next.report.detail, origin.hits()), ("pass", Some("hit-for-miss"), 1));
+    machine.advance(31);
+    tokio::time::advance(31 * SEC).await;
+    machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!(origin.hits(), 2, "after a while it is tried again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_is_not_the_client_s_own_goes_to_nobody_when_it_is_uncacheable() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::always(Reply::page("x").with("set-cookie", "a=b"));
+    let request = CacheRequest { fill_is_own: false, ..get(&[]) };
+    let got = machine.ask(&plan, &request, &origin).await;
+    assert_eq!((got.kind, got.report.detail), ("pass", Some("set-cookie")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_outlives_the_client_that_began_it() {
+    for after in [Duration::from_millis(500), Duration::from_millis(1500), Duration::from_millis(2500)] {
+        let (machine, plan) = (Machine::new(), plan(html()));
+        let origin = Origin::always(Reply::page("").pieces(&["<html>", "whole</html>"], SEC).slow(SEC));
+        let client = tokio::spawn({
+            let (engine, plan, origin) = (machine.engine.clone(), plan.clone(), origin.clone());
+            async move { read(engine.serve(&plan, &get(&[]), origin).await).await }
+        });
+        tokio::time::sleep(after).await;
+        client.abort();
+        tokio::time::sleep(10 * SEC).await;
+        let got = machine.ask(&plan, &get(&[]), &origin).await;
+        assert_eq!((got.verdict(), got.text(), origin.hits()), (Verdict::Hit, "<html>whole</html>", 1), "client left after {after:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9111_3_3_a_body_cut_short_is_not_stored() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let replies = [
+        Reply::page("</html> looks whole").cut(),
+        Reply::page("short").with("content-length", "500"),
+        Reply::page("").pieces(&["<html>no end"], Duration::ZERO),
+        Reply::page("fine"),
+    ];
+    let origin = Origin::new(move |n, _| replies[n].clone());
+    for (expected, body) in [("truncated", None), ("truncated", None), ("", Some("<html>no end")), ("", Some("<html>fine</html>"))] {
+        machine.engine.purge_key("v1", &plan.key).await;
+        let got = machine.ask(&plan, &get(&[]), &origin).await;
+        match body {
+            None => assert_eq!(got.body, Err(expected)),
+            Some(body) => assert_eq!(got.text(), body),
+        }
+        let stored = machine.engine.peek("v1", &plan.key).is_some();
+        assert_eq!(stored, got.text() == "<html>fine</html>");
+    }
+    assert_eq!(machine.engine.stats().refused["incomplete"], 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_over_the_limit_goes_through_and_is_not_stored() {
+    let (machine, plan) = (Machine::new(), plan(Policy { max_size: 100_000, ..html() }));
+    let piece = "x".repeat(50_000);
+    let pieces: Vec<&str> = std::iter::once("<html>").chain(std::iter::repeat_n(piece.as_str(), 40)).chain(["</html>"]).collect();
+    let origin = Origin::always(Reply::page("").pieces(&pieces, Duration::ZERO));
+    let both = tokio::join!(machine.ask(&plan, &get(&[]), &origin), machine.ask(&plan, &get(&[]), &origin));
+    for got in [both.0, both.1] {
+        assert_eq!((got.kind, got.text().len()), ("filling", 2_000_013));
+    }
+    let next = machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((next.kind, next.report.detail, origin.hits()), ("pass", Some("hit-for-miss"), 1));
+    // When the head says it already, nothing is begun.
+    let (machine, origin) = (Machine::new(), Origin::always(Reply::page("x").with("content-length", "100001")));
+    assert_eq!(machine.ask(&plan, &get(&[]), &origin).await.report.detail, Some("too-large"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_origin_error_is_shared_with_those_who_wait_and_not_stored() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::always(Reply::new(503, &[("content-type", "text/plain")], "busy").slow(SEC));
+    let (a, b) = tokio::join!(machine.ask(&plan, &get(&[]), &origin), machine.ask(&plan, &get(&[]), &origin));
+    for got in [a, b] {
+        assert_eq!((got.kind, got.status, got.text(), got.report.detail), ("filling", 503, "busy", Some("origin-error")));
+        assert_eq!((got.verdict(), got.report.stored), (Verdict::Miss, false));
+    }
+    assert_eq!(origin.hits(), 1);
+    machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!(origin.hits(), 2);
+    // Not, however, if it sets a cookie.
+    let origin = Origin::always(Reply::new(500, &[("set-cookie", "a=b")], "x").slow(SEC));
+    let (a, b) = tokio::join!(machine.ask(&plan, &get(&[]), &origin), machine.ask(&plan, &get(&[]), &origin));
+    let mut kinds = [a.kind, b.kind];
+    kinds.sort_unstable();
+    assert_eq!(kinds, ["filling", "pass"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failed_fetch_is_told_to_all_who_wait() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::always(Reply { head_after: SEC, ..Reply::refused() });
+    let (a, b) = tokio::join!(machine.ask(&plan, &get(&[]), &origin), machine.ask(&plan, &get(&[]), &origin));
+    for got in [a, b] {
+        assert_eq!((got.kind, got.status, got.body), ("failed", 502, Err("connect")));
+    }
+    assert_eq!((origin.hits(), machine.engine.stats().fill_errors), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fill_that_panics_frees_the_key() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::new(|n, _| if n == 0 { panic!("a bug in the origin's driver") } else { Reply::page("fine") });
+    let got = machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((got.kind, got.body), ("failed", Err("internal")));
+    tokio::time::sleep(4 * SEC).await;
+    assert_eq!(machine.ask(&plan, &get(&[]), &origin).await.text(), "<html>fine</html>");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc5861_3_stale_while_revalidate() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::new(|n, _| {
+        let swr = "s-maxage=60, stale-while-revalidate=30";
+        Reply::new(200, &[("content-type", "text/html"), ("cache-control", swr)], &format!("<html>{n}</html>")).slow(if n == 0 { Duration::ZERO } else { SEC })
+    });
+    machine.ask(&plan, &get(&[]), &origin).await;
+    machine.advance(75);
+    for _ in 0..10 {
+        let got = machine.ask(&plan, &get(&[]), &origin).await;
+        assert_eq!((got.verdict(), got.text(), got.report.ttl, got.field("age")), (Verdict::Stale, "<html>0</html>", Some(-15), Some("75")));
+    }
+    tokio::time::sleep(2 * SEC).await;
+    let got = machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((got.verdict(), got.text(), origin.hits()), (Verdict::Hit, "<html>1</html>", 2));
+    machine.advance(91);
+    let got = machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((got.verdict(), got.text(), got.report.fwd), (Verdict::Miss, "<html>2</html>", Some("stale")), "past the window it must wait");
+}
+
+#[tokio::test(start_paused = true)]
+async fn stale_from_the_store_is_served_at_once_too() {
+    let store = weir_store::Store::memory();
+    let a = Machine::on(store.clone());
+    let plan = plan(html());
+    let swr = [("content-type", "text/html"), ("cache-control", "s-maxage=60, stale-while-revalidate=300")];
+    let origin = Origin::always(Reply::new(200, &swr, "<html>x</html>").slow(SEC));
+    a.ask(&plan, &get(&[]), &origin).await;
+    settle().await;
+    let b = Machine::on(store);
+    b.advance(100);
+    let begun = tokio::time::Instant::now();
+    let got = b.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((got.verdict(), got.report.tier, begun.elapsed()), (Verdict::Stale, Some(Tier::Store), Duration::ZERO));
+    tokio::time::sleep(2 * SEC).await;
+    assert_eq!((b.ask(&plan, &get(&[]), &origin).await.verdict(), origin.hits()), (Verdict::Hit, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc5861_4_stale_if_error() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let replies = [
+        Reply::new(200, &[("content-type", "text/html"), ("cache-control", "s-maxage=60, stale-if-error=600")], "<html>old</html>"),
+        Reply::refused(),
+        Reply::new(500, &[], "oops"),
+        Reply::refused(),
+    ];
+    let origin = Origin::new(move |n, _| replies[n.min(3)].clone());
+    machine.ask(&plan, &get(&[]), &origin).await;
+    for (after, hits) in [(100, 2), (0, 2), (2, 3), (2, 4)] {
+        machine.advance(after);
+        let got = machine.ask(&plan, &get(&[]), &origin).await;
+        assert_eq!((got.verdict(), got.text(), got.report.detail), (Verdict::Stale, "<html>old</html>", Some("stale-if-error")));
+        assert_eq!(origin.hits(), hits, "within a second after a failure, the origin is left alone");
+    }
+    machine.advance(600);
+    let got = machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((got.kind, got.body), ("failed", Err("connect")), "past the window");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refresh_fetches_once_while_others_get_the_old_fresh_copy() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::new(|n, _| Reply::page(&n.to_string()).slow(if n == 0 { Duration::ZERO } else { SEC }));
+    machine.ask(&plan, &get(&[]), &origin).await;
+    let refresh = CacheRequest { refresh: true, ..get(&[]) };
+    let meanwhile = async {
+        tokio::time::sleep(SEC / 2).await;
+        machine.ask(&plan, &get(&[]), &origin).await
+    };
+    let (a, b, other) = tokio::join!(machine.ask(&plan, &refresh, &origin), machine.ask(&plan, &refresh, &origin), meanwhile);
+    for got in [a, b] {
+        assert_eq!((got.verdict(), got.text(), got.report.fwd), (Verdict::Refresh, "<html>1</html>", Some("request")));
+    }
+    assert_eq!((other.verdict(), other.text()), (Verdict::Hit, "<html>0</html>"));
+    assert_eq!((machine.ask(&plan, &get(&[]), &origin).await.text(), origin.hits()), ("<html>1</html>", 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_fails_says_so_and_leaves_the_page() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::new(|n, _| if n == 0 { Reply::page("kept") } else { Reply::refused() });
+    machine.ask(&plan, &get(&[]), &origin).await;
+    let got = machine.ask(&plan, &CacheRequest { refresh: true, ..get(&[]) }, &origin).await;
+    assert_eq!((got.kind, got.verdict()), ("failed", Verdict::Refresh));
+    assert_eq!(machine.ask(&plan, &get(&[]), &origin).await.text(), "<html>kept</html>");
+}
+
+#[tokio::test(start_paused = true)]
+async fn early_refresh_happens_behind_a_hit_and_only_near_the_end() {
+    let policy = Policy { early_refresh_beta: 1000.0, ..html() };
+    let (machine, plan) = (Machine::new(), plan(policy));
+    let origin = Origin::new(|n, _| Reply::page(&n.to_string()).slow(SEC));
+    machine.ask(&plan, &get(&[]), &origin).await;
+    for _ in 0..50 {
+        machine.advance(1);
+        let got = machine.ask(&plan, &get(&[]), &origin).await;
+        assert_eq!(got.verdict(), Verdict::Hit);
+        if origin.hits() > 1 {
+            break;
+        }
+    }
+    settle().await;
+    tokio::time::sleep(2 * SEC).await;
+    assert_eq!(origin.hits(), 2, "one fetch, behind the hits");
+    // With beta 0, never.
+    let quiet = Plan { policy: Policy { early_refresh_beta: 0.0, ..html() }.into(), ..plan };
+    assert_eq!(machine.ask(&quiet, &get(&[]), &origin).await.text(), "<html>1</html>");
+    machine.advance(59);
+    machine.ask(&quiet, &get(&[]), &origin).await;
+    settle().await;
+    assert_eq!(origin.hits(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_purge_in_mid_fill_keeps_the_old_response_out() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::new(|n, _| Reply::page(&n.to_string()).slow(SEC));
+    let client = tokio::spawn({
+        let (engine, plan, origin) = (machine.engine.clone(), plan.clone(), origin.clone());
+        async move { read(engine.serve(&plan, &get(&[]), origin).await).await }
+    });
+    tokio::time::sleep(SEC / 2).await;
+    machine.engine.purge_key("v1", &plan.key).await;
+    assert_eq!(client.await.expect("client").text(), "<html>0</html>", "who waited for it gets it");
+    settle().await;
+    assert_eq!(machine.ask(&plan, &get(&[]), &origin).await.text(), "<html>1</html>");
+    assert_eq!(machine.ask(&plan, &get(&[]), &origin).await.verdict(), Verdict::Hit);
+    assert!(machine.engine.purge_key("v1", &plan.key).await);
+    assert!(!machine.engine.purge_key("v1", &plan.key).await);
+    assert_eq!(origin.finished.load(SeqCst), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deployment_has_its_own_entries() {
+    let (machine, old) = (Machine::new(), plan(html()));
+    let new = Plan { epoch: "v2".into(), ..old.clone() };
+    let origin = Origin::new(|n, _| Reply::page(&n.to_string()));
+    machine.ask(&old, &get(&[]), &origin).await;
+    assert_eq!(machine.ask(&new, &get(&[]), &origin).await.text(), "<html>1</html>");
+    assert_eq!(machine.ask(&old, &get(&[]), &origin).await.text(), "<html>0</html>");
+}
