@@ -1,1 +1,231 @@
-//! Placeholder.
+//! The plugins, and their register.
+//!
+//! A plugin is one file (or folder): its configuration as a struct whose doc comments are its manual, its code, its tests. To add one,
+//! write the file, implement [`Configured`] for its configuration, and add one line to [`KINDS`].
+
+mod correlation_id;
+mod cors;
+mod cookies;
+mod rate_limiting;
+mod response_cache;
+mod token_validator;
+
+#[cfg(test)]
+mod testing;
+
+pub use response_cache::cache_epoch;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+use std::sync::Arc;
+use weir_config::{Diagnostic, Node, PluginCatalog, PluginEntry};
+use weir_gateway::{BuildEnv, Plugin, Register};
+
+/// The register: one line a plugin.
+static KINDS: &[Kind] = &[
+    kind::<correlation_id::Config>(),
+    kind::<cors::Config>(),
+    kind::<token_validator::Config>(),
+    kind::<rate_limiting::Config>(),
+    kind::<response_cache::Config>(),
+];
+
+/// The configuration of a plugin, and how it becomes one.
+trait Configured: DeserializeOwned + JsonSchema {
+    /// The name in configurations.
+    const NAME: &'static str;
+    /// Other names that mean the same.
+    const ALIASES: &'static [&'static str] = &[];
+    /// Place in the chain: higher runs earlier. Kong's number where Kong has this plugin.
+    const PRIORITY: i32;
+    /// A `config:` that the manual shows and a test runs.
+    const EXAMPLE: &'static str;
+
+    /// The configuration with everything checked and compiled that needs no environment.
+    type Ready;
+
+    /// Finds the mistakes that types do not catch. `at` is the configuration as written, for their places.
+    fn ready(self, at: &Node) -> Result<Self::Ready, Vec<Diagnostic>>;
+
+    /// Makes the plugin.
+    fn build(ready: Self::Ready, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin>;
+}
+
+/// What plugins keep over reloads of the configuration.
+#[derive(Default)]
+struct Live {
+    limits: Arc<rate_limiting::LocalCounters>,
+    tokens: token_validator::Memories,
+}
+
+struct Kind {
+    name: &'static str,
+    aliases: &'static [&'static str],
+    priority: i32,
+    example: &'static str,
+    schema: fn() -> serde_json::Value,
+    check: fn(&Node) -> Vec<Diagnostic>,
+    build: fn(&Node, &BuildEnv<'_>, &Live) -> Result<Arc<dyn Plugin>, Vec<Diagnostic>>,
+}
+
+const fn kind<C: Configured>() -> Kind {
+    Kind {
+        name: C::NAME,
+        aliases: C::ALIASES,
+        priority: C::PRIORITY,
+        example: C::EXAMPLE,
+        schema: weir_config::schema::<C>,
+        check: |node| ready::<C>(node).err().unwrap_or_default(),
+        build: |node, env, live| Ok(C::build(ready::<C>(node)?, env, live)),
+    }
+}
+
+fn ready<C: Configured>(node: &Node) -> Result<C::Ready, Vec<Diagnostic>> {
+    weir_config::decode::<C>(node)?.ready(node)
+}
+
+/// The register with what its plugins keep over reloads. Make it once a process: counters and verified tokens live in it.
+pub struct Plugins {
+    live: Live,
+}
+
+/// A fresh register.
+pub fn register() -> Plugins {
+    Plugins { live: Live::default() }
+}
+
+fn find(name: &str) -> Option<&'static Kind> {
+    KINDS.iter().find(|k| k.name == name || k.aliases.contains(&name))
+}
+
+impl PluginCatalog for Plugins {
+    fn canonical(&self, name: &str) -> Option<&'static str> {
+        find(name).map(|k| k.name)
+    }
+
+    fn names(&self) -> Vec<String> {
+        KINDS.iter().flat_map(|k| std::iter::once(&k.name).chain(k.aliases)).map(ToString::to_string).collect()
+    }
+
+    fn check(&self, name: &str, config: &Node) -> Vec<Diagnostic> {
+        find(name).map(|k| (k.check)(config)).unwrap_or_default()
+    }
+}
+
+impl Register for Plugins {
+    fn build(&self, entry: &PluginEntry, env: &BuildEnv<'_>) -> Result<Arc<dyn Plugin>, Vec<Diagnostic>> {
+        match find(&entry.name) {
+            Some(kind) => (kind.build)(&entry.config, env, &self.live),
+            None => Err(vec![Diagnostic::error("unknown-plugin", &entry.name_span, format!("unknown plugin `{}`", entry.name))]),
+        }
+    }
+
+    fn priority(&self, name: &str) -> i32 {
+        find(name).map_or(0, |k| k.priority)
+    }
+}
+
+/// A plugin's page of the manual.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The name in configurations.
+    pub name: &'static str,
+    /// Other names that mean the same.
+    pub aliases: &'static [&'static str],
+    /// Place in the chain: higher runs earlier.
+    pub priority: i32,
+    /// What it does: the doc comment of its configuration.
+    pub about: String,
+    /// JSON Schema of its `config:`, with a description of every field.
+    pub schema: serde_json::Value,
+    /// A `config:` in YAML that works.
+    pub example: &'static str,
+}
+
+/// The manual: a page for every plugin, in the order of the chain.
+pub fn manual() -> Vec<Page> {
+    let mut pages: Vec<Page> = KINDS
+        .iter()
+        .map(|k| {
+            let schema = (k.schema)();
+            let about = schema.get("description").and_then(|d| d.as_str()).unwrap_or_default().to_owned();
+            Page { name: k.name, aliases: k.aliases, priority: k.priority, about, schema, example: k.example }
+        })
+        .collect();
+    pages.sort_by(|a, b| b.priority.cmp(&a.priority).then_with(|| a.name.cmp(b.name)));
+    pages
+}
+
+/// A mistake in the value of `key`, or in the whole where the key is not there.
+fn wrong(at: &Node, key: &str, message: impl Into<String>) -> Diagnostic {
+    let span = at.get(key).map_or(at.span(), Node::span);
+    Diagnostic::error("plugin-config", span, message)
+}
+
+/// A header name, or what is wrong with it.
+fn header_name(at: &Node, key: &str, name: &str) -> Result<http::HeaderName, Diagnostic> {
+    http::HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong(at, key, format!("`{}` is not a header name", name.escape_debug())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_order_in_the_chain_is_pinned() {
+        let order: Vec<(i32, &str)> = manual().iter().map(|p| (p.priority, p.name)).collect();
+        assert_eq!(
+            order,
+            [
+                (100_001, "correlation-id"),
+                (2000, "cors"),
+                (1450, "token-validator"),
+                (910, "rate-limiting"),
+                (100, "response-cache"),
+            ]
+        );
+    }
+
+    #[test]
+    fn every_field_of_every_plugin_is_described() {
+        for page in manual() {
+            assert!(page.about.len() > 80, "{} needs a manual", page.name);
+            undescribed(page.name, &page.schema);
+        }
+    }
+
+    fn undescribed(place: &str, schema: &serde_json::Value) {
+        for part in ["properties", "$defs"] {
+            for (name, field) in schema.get(part).and_then(|p| p.as_object()).into_iter().flatten() {
+                let described = field.get("description").is_some() || field.get("$ref").is_some();
+                assert!(described, "{place}.{name} needs a description");
+                undescribed(&format!("{place}.{name}"), field);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn every_example_of_the_manual_makes_a_plugin() {
+        for page in manual() {
+            let rig = testing::Rig::new(&[(page.name, page.example)]);
+            assert_eq!(rig.names(), [page.name]);
+        }
+    }
+
+    #[tokio::test]
+    async fn mistakes_are_named_with_their_place() {
+        for page in manual() {
+            let errors = testing::errors(page.name, &format!("{}\nno_such_field: 1\n", page.example));
+            let text = errors.iter().map(ToString::to_string).collect::<String>();
+            assert!(text.contains("no_such_field"), "{}: {text}", page.name);
+        }
+    }
+
+    #[test]
+    fn aliases_are_known() {
+        let register = register();
+        assert_eq!(register.canonical("simple-redis-cache"), Some("response-cache"));
+        assert_eq!(register.canonical("rate-limiting"), Some("rate-limiting"));
+        assert_eq!(register.canonical("ratelimiting"), None);
+    }
+}

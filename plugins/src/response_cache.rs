@@ -1,0 +1,436 @@
+//! `response-cache`: answers of an API, kept by the one cache engine.
+
+use crate::{Configured, Live, header_name, wrong};
+use http::{HeaderMap, HeaderName, Method, header, request, response};
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::{fmt::Write, sync::Arc, time::Duration};
+use weir_cache::{Engine, Freshness, Gate, Plan, Policy, Report, Verdict};
+use weir_config::{Diagnostic, Millis, Node, Size};
+use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, RequestContext};
+
+/// Keeps answers to GET (which also serve HEAD) in memory and in the store, one fetch for each key however many ask. The key, shown in
+/// `X-Cache-Key`, is `cache:GET:` with path and sorted query; each route keeps its own. `Cache-Control` of the answer
+/// is honoured: `no-store`, `no-cache` and `private` are not stored, a shorter `s-maxage` or `max-age` wins over `ttl`, and so does `Set-Cookie`
+/// over storing. Requests with `Authorization` or `Cookie` pass by the cache, in both directions (stricter than RFC 9111 section 3.5), unless
+/// `shared` says that the answer is the same for everyone. A fetch for the cache never carries a visitor's cookie,
+/// token or identity. A caller with the warm-up token refreshes an entry with `X-Cache-Refresh: true`; an unsafe request that succeeds drops
+/// the entry of its URL (RFC 9111 section 4.4).
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// How long an answer is fresh that does not say so itself, and the most where it does.
+    pub ttl: Millis,
+    /// Statuses that are stored.
+    pub statuses: Vec<u16>,
+    /// Largest body that is stored.
+    pub max_size: Size,
+    /// The answer is the same for everyone: requests with `Authorization` or `Cookie` are served from the cache too, and the fetch for the cache
+    /// goes out without them. Where visitors carry guest tokens, only this makes the cache useful; say it only of answers without anything
+    /// personal in them.
+    pub shared: bool,
+    /// Query parameters that belong to the key. The others are then neither in the key nor forwarded. Default: all belong to it.
+    pub query: Option<Vec<String>>,
+    /// Request headers whose value belongs to the key, for services that do not say `Vary`.
+    pub vary_headers: Vec<String>,
+    /// Keep answers apart by the host that was asked for. Always so on routes with `preserve_host`; elsewhere the service does not see that
+    /// host on fetches for the cache.
+    pub by_host: bool,
+    /// How long an answer that is over its time may be served while a new one is fetched.
+    pub stale_while_revalidate: Millis,
+    /// How long an answer that is over its time may be served when the service fails.
+    pub stale_if_error: Millis,
+    /// Tags for purging, beside those that answers name.
+    pub tags: Vec<String>,
+    /// Store for `ttl` even what says `private`, `no-store` or `no-cache`. Say it only of answers that are the same for everyone.
+    pub override_cache_control: bool,
+    /// Longest wait for another request's fetch before asking the service oneself.
+    pub max_wait: Millis,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            ttl: Millis::secs(300),
+            statuses: vec![200, 301, 302],
+            max_size: Size(2 << 20),
+            shared: false,
+            query: None,
+            vary_headers: vec![],
+            by_host: false,
+            stale_while_revalidate: Millis::secs(0),
+            stale_if_error: Millis::secs(0),
+            tags: vec![],
+            override_cache_control: false,
+            max_wait: Millis::secs(10),
+        }
+    }
+}
+
+impl Configured for Config {
+    const NAME: &'static str = "response-cache";
+    const ALIASES: &'static [&'static str] = &["simple-redis-cache"];
+    const PRIORITY: i32 = 100;
+    const EXAMPLE: &'static str = "ttl: 300s
+max_size: 2MB
+shared: true
+query: [page, sort]
+stale_while_revalidate: 1m
+stale_if_error: 1h
+tags: [catalogue]
+";
+    type Ready = Rules;
+
+    fn ready(self, at: &Node) -> Result<Rules, Vec<Diagnostic>> {
+        let mut errors = Vec::new();
+        if self.ttl.get().is_zero() {
+            errors.push(wrong(at, "ttl", "a time above zero is wanted"));
+        }
+        for status in self.statuses.iter().filter(|s| !(200..600).contains(*s) || matches!(s, 206 | 304)) {
+            errors.push(wrong(at, "statuses", format!("answers with status {status} can not be stored")));
+        }
+        let mut vary = Vec::new();
+        for name in &self.vary_headers {
+            match header_name(at, "vary_headers", name) {
+                Ok(name) => vary.push(name),
+                Err(error) => errors.push(error),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(errors);
+        }
+        let ttl = self.ttl.get();
+        let policy = Policy {
+            name: String::new(),
+            freshness: match self.override_cache_control {
+                true => Freshness::For { ttl, override_control: true },
+                false => Freshness::Origin { heuristic: 0.0, cap: ttl, default: Some(ttl) },
+            },
+            gate: Gate::Plain,
+            statuses: self.statuses,
+            max_size: self.max_size.get(),
+            stale_while_revalidate: self.stale_while_revalidate.get(),
+            stale_if_error: self.stale_if_error.get(),
+            tags: self.tags,
+            honour_request: false,
+            early_refresh_beta: 1.0,
+            hit_for_miss: Duration::from_secs(5),
+            lease: Duration::from_secs(10),
+            max_wait: self.max_wait.get(),
+            client_cache_control: None,
+        };
+        Ok(Rules { policy, shared: self.shared, query: self.query, vary, by_host: self.by_host })
+    }
+
+    fn build(ready: Rules, env: &BuildEnv<'_>, _: &Live) -> Arc<dyn Plugin> {
+        let Rules { mut policy, shared, query, vary, by_host } = ready;
+        policy.name.clone_from(&env.scope);
+        let environment: &Arc<Environment> = env.environment;
+        Arc::new(ResponseCache { policy: Arc::new(policy), shared, query, vary, by_host, engine: environment.cache.clone(), environment: environment.clone() })
+    }
+}
+
+/// The configuration, checked.
+pub struct Rules {
+    policy: Policy,
+    shared: bool,
+    query: Option<Vec<String>>,
+    vary: Vec<HeaderName>,
+    by_host: bool,
+}
+
+struct ResponseCache {
+    policy: Arc<Policy>,
+    shared: bool,
+    query: Option<Vec<String>>,
+    vary: Vec<HeaderName>,
+    by_host: bool,
+    engine: Arc<Engine>,
+    environment: Arc<Environment>,
+}
+
+/// The first part of the stored keys of a route, which is not shown: two routes with the same path do not meet. For purging by key.
+pub fn cache_epoch(route: &str) -> String {
+    format!("api:{route}:")
+}
+
+/// What the request step decided, for the later steps. A fetch for the cache has none of it.
+#[derive(Clone)]
+enum Decided {
+    /// Look into the cache.
+    Planned,
+    /// Past the cache.
+    Passed,
+    /// Past the cache, and on success this entry is outdated.
+    Unsafe { epoch: Arc<str>, key: String },
+}
+
+/// Longer keys end in a hash.
+const LONGEST_KEY: usize = 1024;
+/// What stands for itself in the value of a header in a key.
+const IN_KEY: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'|').add(b'=').add(b'?');
+
+impl ResponseCache {
+    /// Why a request does not concern the cache.
+    fn passes(&self, req: &request::Parts) -> Option<&'static str> {
+        let has = |name| req.headers.contains_key(name);
+        let empty = req.headers.get(header::CONTENT_LENGTH).is_none_or(|v| v == "0");
+        match () {
+            () if !matches!(req.method, Method::GET | Method::HEAD) => Some("method"),
+            // The answer may depend on the body, which is not in the key.
+            () if has(header::TRANSFER_ENCODING) || !empty => Some("body"),
+            () if !self.shared && has(header::AUTHORIZATION) => Some("authorization"),
+            () if !self.shared && has(header::COOKIE) => Some("cookie"),
+            () => None,
+        }
+    }
+
+    fn epoch(&self, cx: &RequestContext) -> Arc<str> {
+        cache_epoch(cx.route.as_ref().map_or("", |r| &r.name)).into()
+    }
+
+    fn key(&self, cx: &RequestContext, req: &request::Parts) -> String {
+        let mut key = String::from("cache:GET:");
+        if self.by_host || cx.route.as_ref().is_some_and(|r| r.preserve_host) {
+            key.push_str(&cx.client.host);
+        }
+        key.push_str(req.uri.path());
+        if let Some(query) = self.kept_query(req.uri.query()) {
+            key.push('?');
+            key.push_str(&query);
+        }
+        for name in &self.vary {
+            let _ = write!(key, "|{name}=");
+            for (i, value) in req.headers.get_all(name).iter().enumerate() {
+                let comma = if i > 0 { "," } else { "" };
+                let _ = write!(key, "{comma}{}", percent_encode(value.as_bytes(), IN_KEY));
+            }
+        }
+        if key.len() > LONGEST_KEY {
+            let hash: String = Sha256::digest(&key).iter().map(|b| format!("{b:02x}")).collect();
+            let end = (0..=LONGEST_KEY - 65).rev().find(|i| key.is_char_boundary(*i)).unwrap_or(0);
+            key.truncate(end);
+            let _ = write!(key, "#{hash}");
+        }
+        key
+    }
+
+    /// The query as key and service see it: only what is allowed, sorted.
+    fn kept_query(&self, query: Option<&str>) -> Option<String> {
+        let mut pairs: Vec<&str> = query?.split('&').filter(|p| !p.is_empty()).collect();
+        if let Some(allowed) = &self.query {
+            pairs.retain(|pair| allowed.iter().any(|name| pair.split('=').next() == Some(name)));
+        }
+        pairs.sort_unstable();
+        (!pairs.is_empty()).then(|| pairs.join("&"))
+    }
+}
+
+impl Plugin for ResponseCache {
+    fn phases(&self) -> Phases {
+        Phases::REQUEST | Phases::TO_UPSTREAM | Phases::RESPONSE
+    }
+
+    fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
+        let Some(reason) = self.passes(req) else {
+            cx.plan = Some(Plan { key: self.key(cx, req), epoch: self.epoch(cx), policy: self.policy.clone() });
+            cx.state.insert(Decided::Planned);
+            self.environment.metrics.plugin("response-cache", "planned");
+            return Flow::Continue;
+        };
+        cx.report = Some(Report { fwd: Some(if reason == "method" { "method" } else { "bypass" }), detail: Some(reason), ..Report::new(Verdict::Bypass) });
+        cx.state.insert(match req.method.is_safe() {
+            true => Decided::Passed,
+            false => Decided::Unsafe { epoch: self.epoch(cx), key: self.key(cx, req) },
+        });
+        self.environment.metrics.plugin("response-cache", "passed");
+        Flow::Continue
+    }
+
+    fn to_upstream(&self, cx: &mut RequestContext, req: &mut request::Parts) {
+        let fill = match cx.state.get::<Decided>() {
+            None => true,
+            Some(Decided::Planned) => false,
+            Some(Decided::Passed | Decided::Unsafe { .. }) => return,
+        };
+        // What is not in the key must not shape the answer.
+        if self.query.is_some() && req.uri.query().is_some() {
+            let target = match self.kept_query(req.uri.query()) {
+                Some(query) => format!("{}?{query}", req.uri.path()),
+                None => req.uri.path().to_owned(),
+            };
+            if let Ok(target) = target.parse() {
+                req.uri = target;
+            }
+        }
+        if fill && !self.by_host && !cx.route.as_ref().is_some_and(|r| r.preserve_host) {
+            hide_client(&mut req.headers);
+        }
+    }
+
+    fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
+        if let Some(Decided::Unsafe { epoch, key }) = cx.state.get::<Decided>()
+            && (res.status.is_success() || res.status.is_redirection())
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            let (engine, epoch, key) = (self.engine.clone(), epoch.clone(), key.clone());
+            runtime.spawn(async move { engine.invalidate(&epoch, &key).await });
+        }
+    }
+}
+
+/// Removes what tells the service which client a fetch for everyone began with.
+fn hide_client(headers: &mut HeaderMap) {
+    for name in ["x-forwarded-host", "x-forwarded-for", "x-real-ip"] {
+        headers.remove(name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Ask, Rig, Seen, ask, get};
+    use proptest::prelude::*;
+
+    async fn run(config: &str, ask: Ask) -> Seen {
+        Rig::new(&[("response-cache", config)]).run(ask).await
+    }
+
+    async fn key(config: &str, ask: Ask) -> Option<String> {
+        run(config, ask).await.cx.plan.map(|p| p.key)
+    }
+
+    #[tokio::test]
+    async fn the_plan_by_default() {
+        let plan = run("{}", get("/api/home")).await.cx.plan.unwrap();
+        assert_eq!(plan.key, "cache:GET:/api/home");
+        let policy = &*plan.policy;
+        let ttl = Duration::from_secs(300);
+        assert_eq!(policy.freshness, Freshness::Origin { heuristic: 0.0, cap: ttl, default: Some(ttl) });
+        assert_eq!(policy.statuses, [200, 301, 302]);
+        assert_eq!(policy.max_size, 2 * 1024 * 1024);
+        assert_eq!((policy.gate, policy.honour_request), (Gate::Plain, false));
+        assert_eq!((policy.stale_while_revalidate, policy.stale_if_error), (Duration::ZERO, Duration::ZERO));
+    }
+
+    #[tokio::test]
+    async fn settings_reach_the_policy() {
+        let config = "{ttl: 1m, statuses: [200, 404], max_size: 1KB, stale_while_revalidate: 10s, stale_if_error: 1h, tags: [a, b], override_cache_control: true}";
+        let plan = run(config, get("/")).await.cx.plan.unwrap();
+        let policy = &*plan.policy;
+        assert_eq!(policy.freshness, Freshness::For { ttl: Duration::from_secs(60), override_control: true });
+        assert_eq!((policy.statuses.as_slice(), policy.max_size), ([200, 404].as_slice(), 1024));
+        assert_eq!((policy.stale_while_revalidate, policy.stale_if_error), (Duration::from_secs(10), Duration::from_secs(3600)));
+        assert_eq!(policy.tags, ["a", "b"]);
+    }
+
+    #[tokio::test]
+    async fn keys() {
+        for (config, ask, expected) in [
+            ("{}", get("/api/home?b=2&a=1"), "cache:GET:/api/home?a=1&b=2"),
+            ("{}", get("/api/home?"), "cache:GET:/api/home"),
+            ("{}", ask("HEAD", "/api/home"), "cache:GET:/api/home"),
+            ("query: [page]", get("/api/home?utm_source=x&page=2"), "cache:GET:/api/home?page=2"),
+            ("query: [page]", get("/api/home?pages=2"), "cache:GET:/api/home"),
+            ("query: []", get("/api/home?page=2"), "cache:GET:/api/home"),
+            ("vary_headers: [Accept-Language]", get("/a").with("Accept-Language", "de"), "cache:GET:/a|accept-language=de"),
+            ("vary_headers: [Accept-Language]", get("/a").with("Accept-Language", "de|x"), "cache:GET:/a|accept-language=de%7Cx"),
+            ("vary_headers: [Accept-Language]", get("/a"), "cache:GET:/a|accept-language="),
+            ("by_host: true", get("/a"), "cache:GET:api.example/a"),
+            ("{}", get("/a").with("Content-Length", "0"), "cache:GET:/a"),
+        ] {
+            assert_eq!(key(config, ask).await.as_deref(), Some(expected), "{config}");
+        }
+    }
+
+    #[tokio::test]
+    async fn long_keys_end_in_a_hash_and_stay_apart() {
+        let long = |end: &str| get(&format!("/{}{end}", "a".repeat(5000)));
+        let (a, b) = (key("{}", long("a")).await.unwrap(), key("{}", long("b")).await.unwrap());
+        assert!(a.len() <= LONGEST_KEY && b.len() <= LONGEST_KEY);
+        assert_ne!(a, b);
+    }
+
+    #[tokio::test]
+    async fn what_passes_by_the_cache_and_why() {
+        for (config, ask, reason) in [
+            ("{}", ask("POST", "/"), "method"),
+            ("{}", ask("OPTIONS", "/"), "method"),
+            ("{}", get("/").with("Authorization", "Bearer x"), "authorization"),
+            ("{}", get("/").with("Cookie", "a=b"), "cookie"),
+            ("shared: true", get("/").with("Content-Length", "3"), "body"),
+            ("shared: true", get("/").with("Transfer-Encoding", "chunked"), "body"),
+        ] {
+            let seen = run(config, ask).await;
+            assert!(seen.cx.plan.is_none(), "{reason}");
+            let report = seen.cx.report.unwrap();
+            assert_eq!((report.verdict, report.detail), (Verdict::Bypass, Some(reason)));
+        }
+    }
+
+    #[tokio::test]
+    async fn shared_answers_are_for_everyone() {
+        for ask in [get("/").with("Authorization", "Bearer x"), get("/").with("Cookie", "guest_token=x")] {
+            assert_eq!(key("shared: true", ask).await.as_deref(), Some("cache:GET:/"));
+        }
+    }
+
+    #[tokio::test]
+    async fn parameters_outside_the_key_are_not_forwarded_but_by_passing_requests() {
+        let rig = Rig::new(&[("response-cache", "query: [page]")]);
+        assert_eq!(rig.run(get("/a?x=1&page=2")).await.target(), "/a?page=2");
+        assert_eq!(rig.run(get("/a?x=1")).await.target(), "/a");
+        assert_eq!(rig.run(get("/a?x=1&page=2").with("Cookie", "a=b")).await.target(), "/a?x=1&page=2");
+        assert_eq!(rig.run(ask("POST", "/a?x=1&page=2")).await.target(), "/a?x=1&page=2");
+        assert_eq!(run("{}", get("/a?x=1&page=2")).await.target(), "/a?x=1&page=2");
+    }
+
+    #[tokio::test]
+    async fn a_fill_does_not_tell_who_asked() {
+        let rig = Rig::new(&[("response-cache", "query: [page]")]);
+        let seen = rig.fill(get("/a?x=1&page=2").with("X-Forwarded-Host", "evil.example").with("X-Real-IP", "192.0.2.7")).await;
+        assert_eq!(seen.uri.to_string(), "/a?page=2");
+        assert!(!seen.headers.contains_key("x-forwarded-host") && !seen.headers.contains_key("x-real-ip"));
+        let by_host = Rig::new(&[("response-cache", "by_host: true")]).fill(get("/a").with("X-Forwarded-Host", "api.example")).await;
+        assert_eq!(by_host.headers["x-forwarded-host"], "api.example");
+    }
+
+    #[tokio::test]
+    async fn the_older_name_is_the_same_plugin() {
+        assert_eq!(Rig::new(&[("simple-redis-cache", "{}")]).names(), ["response-cache"]);
+    }
+
+    #[test]
+    fn mistakes() {
+        for (config, says) in [
+            ("ttl: 0s", "above zero"),
+            ("statuses: [200, 206]", "206"),
+            ("statuses: [99]", "99"),
+            ("vary_headers: ['a b']", "not a header name"),
+            ("ttl: soon", ""),
+        ] {
+            let text = crate::testing::errors("response-cache", config).iter().map(ToString::to_string).collect::<String>();
+            assert!(text.contains(says), "{config}: {text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_order_of_parameters_does_not_matter(mut pairs in proptest::collection::vec("[a-z]{1,3}=[a-z0-9%]{0,3}", 0..6), seed in any::<u64>()) {
+            let plugin = ResponseCache {
+                policy: Arc::new(policy()), shared: false, query: None, vary: vec![], by_host: false,
+                engine: crate::testing::environment(weir_store::Store::memory()).cache.clone(),
+                environment: crate::testing::environment(weir_store::Store::memory()),
+            };
+            let one = plugin.kept_query(Some(&pairs.join("&")));
+            fastrand::Rng::with_seed(seed).shuffle(&mut pairs);
+            prop_assert_eq!(one, plugin.kept_query(Some(&pairs.join("&"))));
+        }
+    }
+
+    fn policy() -> Policy {
+        Config::default().ready(&Node::default()).unwrap_or_else(|_| panic!("the defaults are valid")).policy
+    }
+}

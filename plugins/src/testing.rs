@@ -1,0 +1,289 @@
+//! Drives plugins without sockets: a chain made from YAML snippets, a request, and an upstream that answers what a test tells it.
+
+use crate::{Plugins, register};
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode, response};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
+use weir_config::{Diagnostic, Node, PluginCatalog, PluginEntry, Span};
+use weir_gateway::{
+    BuildEnv, Chain, Chains, Client, Environment, Identity, Register, RequestContext, Scheme, chain::Link, client::OwnClient, context::SeenBody,
+    metrics::Metrics, plugin::Ending, upstream::Endpoints,
+};
+use weir_store::Store;
+
+/// How the upstream ends its answer.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Upstream {
+    /// It answers whole.
+    Answers,
+    /// It takes the request and dies.
+    Dies,
+    /// No connection.
+    Away,
+    /// It never answers; the test ends the request.
+    Hangs,
+}
+
+pub(crate) struct Rig {
+    pub environment: Arc<Environment>,
+    chains: Arc<Chains>,
+    status: u16,
+    fields: Vec<(&'static str, String)>,
+    body: Vec<Bytes>,
+    pub upstream: Upstream,
+    /// Requests that came to the upstream.
+    pub calls: Arc<AtomicUsize>,
+    /// The upstream waits for this before it answers.
+    pub gate: Option<Arc<tokio::sync::Notify>>,
+}
+
+pub(crate) fn environment(store: Store) -> Arc<Environment> {
+    let cache = weir_cache::Engine::new(store.clone(), weir_cache::EngineOptions::default());
+    Arc::new(Environment { store, cache, client: OwnClient::new(), metrics: Arc::new(Metrics::new()), endpoints: Endpoints::default() })
+}
+
+fn entry(name: &str, config: &str) -> PluginEntry {
+    let config = Node::parse(config).unwrap_or_else(|e| panic!("{name}: {e}"));
+    PluginEntry {
+        name: name.into(),
+        name_span: Span::default(),
+        config,
+        enabled: true,
+        service: None,
+        route: None,
+        consumer: None,
+        protocols: vec![],
+        instance_name: None,
+    }
+}
+
+/// The mistakes in a configuration.
+pub(crate) fn errors(name: &str, config: &str) -> Vec<Diagnostic> {
+    let found = register().check(name, &entry(name, config).config);
+    assert!(!found.is_empty(), "{name} takes {config}");
+    found
+}
+
+impl Rig {
+    pub fn new(plugins: &[(&str, &str)]) -> Rig {
+        Rig::with(environment(Store::memory()), &register(), plugins)
+    }
+
+    pub fn with(environment: Arc<Environment>, register: &Plugins, plugins: &[(&str, &str)]) -> Rig {
+        let env = BuildEnv { environment: &environment, scope: "route:test".into(), consumers: &Arc::default() };
+        let links = plugins
+            .iter()
+            .map(|(name, config)| {
+                let name = register.canonical(name).unwrap_or_else(|| panic!("{name} is unknown"));
+                let plugin = register.build(&entry(name, config), &env).unwrap_or_else(|e| panic!("{name}: {e:?}"));
+                Link { name, priority: register.priority(name), plugin }
+            })
+            .collect();
+        let chains = Arc::new(Chains { base: Arc::new(Chain::new(links)), ..Chains::default() });
+        Rig {
+            environment,
+            chains,
+            status: 200,
+            fields: vec![],
+            body: vec![Bytes::from_static(b"hello")],
+            upstream: Upstream::Answers,
+            calls: Arc::default(),
+            gate: None,
+        }
+    }
+
+    pub fn names(&self) -> Vec<&'static str> {
+        self.chains.base.names()
+    }
+
+    pub fn upstream_status(mut self, status: u16) -> Rig {
+        self.status = status;
+        self
+    }
+
+    pub fn upstream_field(mut self, name: &'static str, value: &str) -> Rig {
+        self.fields.push((name, value.into()));
+        self
+    }
+
+    pub fn upstream_body(mut self, pieces: &[&'static str]) -> Rig {
+        self.body = pieces.iter().map(|p| Bytes::from_static(p.as_bytes())).collect();
+        self
+    }
+
+    pub fn calls(&self) -> usize {
+        self.calls.load(SeqCst)
+    }
+
+    /// Counts of [`Metrics::plugin`].
+    pub fn outcome(&self, plugin: &str, outcome: &str) -> u64 {
+        let text = self.environment.metrics.text(&self.environment);
+        let line = format!("weir_plugin_outcomes_total{{outcome=\"{outcome}\",plugin=\"{plugin}\"}} ");
+        text.lines().find_map(|l| l.strip_prefix(&line)).map_or(0, |n| n.parse().unwrap())
+    }
+
+    /// The request that a fetch for the cache, begun by `ask`, sends.
+    pub async fn fill(&self, ask: Ask) -> http::request::Parts {
+        let mut cx = RequestContext::new(ask.client);
+        cx.identity = ask.identity;
+        let (mut req, ()) = ask.request.into_parts();
+        let (chain, _) = self.chains.request(&mut cx, &mut req).await;
+        chain.to_upstream(&mut cx.for_fill(), &mut req);
+        req
+    }
+
+    /// One request through the chain, as the pipeline does it.
+    pub async fn run(&self, ask: Ask) -> Seen {
+        let mut cx = RequestContext::new(ask.client);
+        cx.identity = ask.identity;
+        let (mut req, ()) = ask.request.into_parts();
+        if let Some(most) = self.chains.base.reads_body() {
+            let whole = ask.body.len() <= most;
+            cx.body = Some(SeenBody { bytes: ask.body.slice(..ask.body.len().min(most)), whole, announced: Some(ask.body.len() as u64) });
+        }
+        let (chain, reply) = self.chains.request(&mut cx, &mut req).await;
+        let mut sent = None;
+        let mut ending = Ending::NotSent;
+        let (mut parts, body): (response::Parts, Vec<Bytes>) = match reply {
+            Some(reply) => {
+                cx.answered_by = reply.by;
+                let (parts, body) = reply.into_parts();
+                (parts, vec![body])
+            }
+            None => {
+                chain.to_upstream(&mut cx, &mut req);
+                sent = Some(req);
+                if self.upstream == Upstream::Away {
+                    (status_only(502), vec![])
+                } else {
+                    self.calls.fetch_add(1, SeqCst);
+                    if let Some(gate) = &self.gate {
+                        gate.notified().await;
+                    }
+                    if self.upstream == Upstream::Hangs {
+                        std::future::pending::<()>().await;
+                    }
+                    let mut parts = status_only(self.status);
+                    for (name, value) in &self.fields {
+                        parts.headers.append(*name, HeaderValue::from_str(value).unwrap());
+                    }
+                    chain.from_upstream(&mut cx, &mut parts);
+                    ending = if self.upstream == Upstream::Dies { Ending::Broken } else { Ending::Complete };
+                    (parts, self.body.clone())
+                }
+            }
+        };
+        cx.status = parts.status.as_u16();
+        chain.response(&mut cx, &mut parts);
+        let mut got = Vec::new();
+        for (i, piece) in body.iter().enumerate() {
+            let mut piece = piece.clone();
+            if self.upstream == Upstream::Dies && i > 0 {
+                break;
+            }
+            chain.body(&mut cx, &mut piece, false);
+            got.extend_from_slice(&piece);
+        }
+        if self.upstream != Upstream::Dies {
+            chain.body(&mut cx, &mut Bytes::new(), true);
+        }
+        chain.end(&mut cx, ending).await;
+        chain.log(&cx);
+        Seen { parts, body: String::from_utf8_lossy(&got).into_owned(), sent, cx }
+    }
+}
+
+fn status_only(status: u16) -> response::Parts {
+    let mut parts = http::Response::new(()).into_parts().0;
+    parts.status = StatusCode::from_u16(status).unwrap();
+    parts
+}
+
+/// A request of the test client, 192.0.2.7.
+#[derive(Clone)]
+pub(crate) struct Ask {
+    request: Request<()>,
+    body: Bytes,
+    client: Client,
+    identity: Option<Identity>,
+}
+
+pub(crate) fn ask(method: &str, uri: &str) -> Ask {
+    let ip = std::net::IpAddr::from([192, 0, 2, 7]);
+    let client = Client { ip, peer: ip, scheme: Scheme::Http, host: "api.example".into(), port: 8000, trusted: false, sni: None };
+    Ask { request: Request::builder().method(method).uri(uri).body(()).unwrap(), body: Bytes::new(), client, identity: None }
+}
+
+pub(crate) fn get(uri: &str) -> Ask {
+    ask("GET", uri)
+}
+
+impl Ask {
+    pub fn with(mut self, name: &str, value: &str) -> Ask {
+        let name = http::HeaderName::from_bytes(name.as_bytes()).unwrap();
+        self.request.headers_mut().append(name, HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        self
+    }
+
+    pub fn body(mut self, body: &str) -> Ask {
+        self.body = Bytes::copy_from_slice(body.as_bytes());
+        self
+    }
+
+    pub fn from(mut self, ip: &str) -> Ask {
+        self.client.ip = ip.parse().unwrap();
+        self
+    }
+
+    pub fn known_as(mut self, subject: &str, credential: Option<&str>) -> Ask {
+        self.identity = Some(Identity { subject: subject.into(), credential: credential.map(Into::into), claims: None });
+        self
+    }
+}
+
+/// What came of a request.
+pub(crate) struct Seen {
+    parts: response::Parts,
+    pub body: String,
+    sent: Option<http::request::Parts>,
+    pub cx: RequestContext,
+}
+
+impl Seen {
+    pub fn status(&self) -> u16 {
+        self.parts.status.as_u16()
+    }
+
+    pub fn forwarded(&self) -> bool {
+        self.sent.is_some()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.parts.headers.get(name).map(|v| v.to_str().unwrap())
+    }
+
+    pub fn all(&self, name: &str) -> Vec<&str> {
+        self.parts.headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect()
+    }
+
+    /// A header that the upstream got.
+    pub fn sent(&self, name: &str) -> &str {
+        self.sent_maybe(name).unwrap_or_else(|| panic!("{name} was not sent"))
+    }
+
+    pub fn sent_maybe(&self, name: &str) -> Option<&str> {
+        self.sent.as_ref().expect("forwarded").headers.get(name).map(|v| v.to_str().unwrap())
+    }
+
+    /// Path and query that the upstream got.
+    pub fn target(&self) -> String {
+        self.sent.as_ref().expect("forwarded").uri.to_string()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {}", self.body))
+    }
+}

@@ -1,0 +1,384 @@
+//! The configuration, and what is compiled of it.
+
+use super::{Claims, at_path, introspect::Service, keys::{Key, Keys}};
+use crate::{header_name, wrong};
+use http::HeaderName;
+use jsonwebtoken::Algorithm;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use weir_config::{Diagnostic, Millis, Node, Secret};
+
+/// Lets only requests with a valid bearer token (JWT, RFC 7519) pass, and tells the upstream who calls. A token is verified once and then
+/// remembered by a keyed hash until it expires, or until a logout message names it. The algorithm is fixed by the key, never chosen by
+/// the token; `none`, keys inside tokens (`jwk`, `jku`, `x5c`, `x5u`), critical extensions (`crit`) and tokens over 8 KB are refused. Without a
+/// token or with a bad one the answer is 401, without the needed scope or role 403, both with `WWW-Authenticate` (RFC 6750); 503 when
+/// the auth service must be asked and does not answer.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Key of HMAC tokens (HS256 unless `algorithms` says otherwise). At least 32 bytes are advised.
+    pub secret: Option<Secret>,
+    /// Public key in PEM: RSA (RS256 unless `algorithms` says otherwise), P-256 (ES256), P-384 (ES384) or Ed25519 (EdDSA).
+    pub public_key: Option<String>,
+    /// Keys by the `kid` that tokens name. `secret` or `public_key` serve tokens without `kid` or with one that is not here.
+    pub keys: BTreeMap<String, KeyConfig>,
+    /// Algorithms accepted for `secret` or `public_key`; they must suit the key.
+    pub algorithms: Vec<Alg>,
+    /// Accepted `iss`, one or several. Empty: any.
+    pub issuer: Words,
+    /// Accepted `aud`, one or several; a token must name one of them. Empty: `aud` is not looked at.
+    pub audience: Words,
+    /// By how much clocks may differ when `exp` and `nbf` are looked at. At most a day.
+    pub leeway: Millis,
+    /// Claims that a token must have.
+    pub required_claims: Vec<String>,
+    /// Scopes that a token must have, all of them (claims `scope`, `scp` or `scopes`).
+    pub scopes: Vec<String>,
+    /// Roles of which a token must have one (claims `roles`, `role` or `realm_access.roles`).
+    pub roles: Vec<String>,
+    /// Where tokens are looked for. Two places with different tokens are refused, for another part of the system may read the other one.
+    #[schemars(length(min = 1))]
+    pub sources: Vec<Source>,
+    /// The auth service that is asked whether a token is still good.
+    pub introspect: Option<Introspect>,
+    /// What is remembered.
+    pub cache: Memo,
+    /// Headers for the upstream, each with the claim it is made of (`realm_access.roles` reaches inside). They are always removed from
+    /// what clients send.
+    pub identity_headers: BTreeMap<String, String>,
+    /// Let requests without a token pass, without identity. A bad token is still refused.
+    pub anonymous: bool,
+    /// `realm` of `WWW-Authenticate`.
+    pub realm: String,
+    /// Logout.
+    pub logout: Logout,
+}
+
+/// One key.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct KeyConfig {
+    /// Key of HMAC tokens.
+    pub secret: Option<Secret>,
+    /// Public key in PEM.
+    pub public_key: Option<String>,
+    /// Algorithms accepted for it; they must suit the key.
+    pub algorithms: Vec<Alg>,
+}
+
+/// A signature algorithm (RFC 7518, RFC 8037).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+pub enum Alg {
+    /// HMAC with SHA-256.
+    HS256,
+    /// HMAC with SHA-384.
+    HS384,
+    /// HMAC with SHA-512.
+    HS512,
+    /// RSA with SHA-256.
+    RS256,
+    /// RSA with SHA-384.
+    RS384,
+    /// RSA with SHA-512.
+    RS512,
+    /// RSA-PSS with SHA-256.
+    PS256,
+    /// RSA-PSS with SHA-384.
+    PS384,
+    /// RSA-PSS with SHA-512.
+    PS512,
+    /// ECDSA on P-256.
+    ES256,
+    /// ECDSA on P-384.
+    ES384,
+    /// Ed25519.
+    EdDSA,
+}
+
+impl Alg {
+    fn get(self) -> Algorithm {
+        match self {
+            Alg::HS256 => Algorithm::HS256,
+            Alg::HS384 => Algorithm::HS384,
+            Alg::HS512 => Algorithm::HS512,
+            Alg::RS256 => Algorithm::RS256,
+            Alg::RS384 => Algorithm::RS384,
+            Alg::RS512 => Algorithm::RS512,
+            Alg::PS256 => Algorithm::PS256,
+            Alg::PS384 => Algorithm::PS384,
+            Alg::PS512 => Algorithm::PS512,
+            Alg::ES256 => Algorithm::ES256,
+            Alg::ES384 => Algorithm::ES384,
+            Alg::EdDSA => Algorithm::EdDSA,
+        }
+    }
+}
+
+/// One text, or a list of them.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Words {
+    /// One.
+    One(String),
+    /// Several, or none.
+    Many(Vec<String>),
+}
+
+impl Words {
+    fn list(self) -> Vec<String> {
+        match self {
+            Words::One(word) => vec![word],
+            Words::Many(words) => words,
+        }
+    }
+}
+
+/// Where a token may be.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// In this header: after `Bearer`; in headers other than `Authorization`, the token may also stand alone.
+    Header(String),
+    /// In this cookie.
+    Cookie(String),
+    /// In this parameter of the query.
+    Query(String),
+}
+
+/// The auth service.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Introspect {
+    /// Asked with the token as `Authorization: Bearer`. 200 means good (unless its JSON says `active: false` or `valid: false`); 400,
+    /// 401 and 403 mean bad; anything else means that it can not say, and the request gets 503.
+    #[schemars(extend("format" = "weir-url"))]
+    pub url: String,
+    /// How it is asked.
+    #[serde(default)]
+    pub method: Verb,
+    /// Longest wait.
+    #[serde(default = "d_timeout")]
+    pub timeout: Millis,
+    /// Who decides.
+    #[serde(default)]
+    pub mode: Mode,
+    /// How long tokens that were found good may go on past `cache.ttl` while the service does not answer. Never past `exp`.
+    #[serde(default)]
+    pub grace: Millis,
+}
+
+/// How the auth service is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Verb {
+    /// `GET`.
+    #[default]
+    Get,
+    /// `POST`, without a body.
+    Post,
+}
+
+/// Who decides whether a token is good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+pub enum Mode {
+    /// The keys here.
+    #[serde(rename = "local")]
+    Local,
+    /// The auth service alone; tokens may be of any form. Its answer's JSON is taken as the claims.
+    #[serde(rename = "introspect")]
+    Introspect,
+    /// Both: the keys first, so that forged tokens do not reach the service.
+    #[default]
+    #[serde(rename = "local+introspect")]
+    Both,
+}
+
+/// What is remembered of tokens. The tokens themselves are not kept.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Memo {
+    /// Good tokens that are remembered at once.
+    #[schemars(range(min = 1, max = 10_000_000))]
+    pub size: usize,
+    /// How long a good token is remembered, at most until its `exp`. Default: until then; an hour where a token has none.
+    pub ttl: Option<Millis>,
+    /// How long a bad one is remembered.
+    pub negative_ttl: Millis,
+}
+
+/// Logout messages, by which tokens end before their time on all instances.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Logout {
+    /// The store's channel. A message is a token's `jti`, or the SHA-256 of the token in hex.
+    pub channel: String,
+    /// How long a logged-out token stays refused: not less than tokens live.
+    pub keep: Millis,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Config {
+            secret: None,
+            public_key: None,
+            keys: BTreeMap::new(),
+            algorithms: vec![],
+            issuer: Words::Many(vec![]),
+            audience: Words::Many(vec![]),
+            leeway: Millis::secs(30),
+            required_claims: vec!["exp".into()],
+            scopes: vec![],
+            roles: vec![],
+            sources: vec![Source::Header("Authorization".into())],
+            introspect: None,
+            cache: Memo::default(),
+            identity_headers: BTreeMap::from([("X-User-Id".into(), "sub".into())]),
+            anonymous: false,
+            realm: "api".into(),
+            logout: Logout::default(),
+        }
+    }
+}
+
+impl Default for Memo {
+    fn default() -> Self {
+        Memo { size: 100_000, ttl: None, negative_ttl: Millis::secs(5) }
+    }
+}
+
+impl Default for Logout {
+    fn default() -> Self {
+        Logout { channel: "logout".into(), keep: Millis::secs(24 * 3600) }
+    }
+}
+
+fn d_timeout() -> Millis {
+    Millis::secs(2)
+}
+
+/// The configuration, compiled. Times are in seconds.
+pub struct Rules {
+    pub(super) keys: Keys,
+    pub(super) mode: Mode,
+    pub(super) service: Option<Service>,
+    pub(super) sources: Vec<FoundIn>,
+    pub(super) scopes: Vec<String>,
+    pub(super) roles: Vec<String>,
+    pub(super) identity_headers: Vec<(HeaderName, String)>,
+    pub(super) anonymous: bool,
+    pub(super) realm: String,
+    pub(super) logout_channel: String,
+    pub(super) logout_keep: u64,
+    pub(super) size: usize,
+    pub(super) ttl: Option<u64>,
+    pub(super) negative_ttl: u64,
+    pub(super) grace: u64,
+    /// Of all of the above: what was remembered under other rules does not count.
+    pub(super) fingerprint: [u8; 32],
+}
+
+/// A source, compiled.
+pub(super) enum FoundIn {
+    Header(HeaderName),
+    Cookie(String),
+    Query(String),
+}
+
+impl Rules {
+    /// Whether the claims have the scopes and a role.
+    pub(super) fn permits(&self, claims: &Claims) -> bool {
+        let has = |paths: &[&str], word: &str| paths.iter().filter_map(|p| at_path(claims, p)).any(|value| holds(value, word));
+        let scoped = self.scopes.iter().all(|scope| has(&["scope", "scp", "scopes"], scope));
+        scoped && (self.roles.is_empty() || self.roles.iter().any(|role| has(&["roles", "role", "realm_access.roles"], role)))
+    }
+}
+
+/// Whether a claim, a list or words between spaces, holds `word`.
+fn holds(value: &Value, word: &str) -> bool {
+    match value {
+        Value::String(words) => words.split(' ').any(|w| w == word),
+        Value::Array(items) => items.iter().any(|item| item.as_str() == Some(word)),
+        _ => false,
+    }
+}
+
+pub(super) fn ready(config: Config, at: &Node) -> Result<Rules, Vec<Diagnostic>> {
+    let mut errors = Vec::new();
+    let mut keys = Keys::new(&config.required_claims, config.issuer.list(), config.audience.list(), config.leeway.get().as_secs());
+    let mut key_of = |at: &Node, secret: Option<&Secret>, pem: Option<&str>, algorithms: &[Alg]| {
+        let algorithms: Vec<Algorithm> = algorithms.iter().map(|a| a.get()).collect();
+        let made = match (secret, pem) {
+            (Some(_), Some(_)) => Err(wrong(at, "public_key", "`secret` or `public_key`, not both")),
+            (Some(secret), None) => Key::hmac(secret.expose().as_bytes(), &algorithms).map_err(|why| wrong(at, "secret", why)),
+            (None, Some(pem)) => Key::public(pem, &algorithms).map_err(|why| wrong(at, "public_key", why)),
+            (None, None) => Err(wrong(at, "", "`secret` or `public_key` is wanted")),
+        };
+        made.map_err(|e| errors.push(e)).ok()
+    };
+    if config.secret.is_some() || config.public_key.is_some() {
+        keys.default = key_of(at, config.secret.as_ref(), config.public_key.as_deref(), &config.algorithms);
+    }
+    for (kid, key) in &config.keys {
+        let place = at.get("keys").and_then(|k| k.get(kid)).unwrap_or(at);
+        if let Some(key) = key_of(place, key.secret.as_ref(), key.public_key.as_deref(), &key.algorithms) {
+            keys.by_kid.insert(kid.clone(), key);
+        }
+    }
+    let mode = config.introspect.as_ref().map_or(Mode::Local, |i| i.mode);
+    let no_key = config.secret.is_none() && config.public_key.is_none() && config.keys.is_empty();
+    if mode != Mode::Introspect && no_key {
+        errors.push(wrong(at, "", "a key is wanted: `secret`, `public_key` or `keys`, or `introspect` with `mode: introspect`"));
+    }
+    if config.leeway.get().as_secs() > 86_400 {
+        errors.push(wrong(at, "leeway", "at most a day"));
+    }
+    let service = config.introspect.as_ref().and_then(|i| Service::new(i).map_err(|why| errors.push(wrong(at, "introspect", why))).ok());
+    let mut sources = Vec::new();
+    for source in config.sources {
+        match source {
+            Source::Header(name) => match header_name(at, "sources", &name) {
+                Ok(name) => sources.push(FoundIn::Header(name)),
+                Err(error) => errors.push(error),
+            },
+            Source::Cookie(name) => sources.push(FoundIn::Cookie(name)),
+            Source::Query(name) => sources.push(FoundIn::Query(name)),
+        }
+    }
+    if sources.is_empty() && errors.is_empty() {
+        errors.push(wrong(at, "sources", "at least one source is wanted"));
+    }
+    let mut identity_headers = Vec::new();
+    for (name, claim) in config.identity_headers {
+        match header_name(at, "identity_headers", &name) {
+            Ok(name) => identity_headers.push((name, claim)),
+            Err(error) => errors.push(error),
+        }
+    }
+    if config.realm.contains(['"', '\\']) || !config.realm.chars().all(|c| matches!(c, ' '..='~')) {
+        errors.push(wrong(at, "realm", "a realm has no quotes, backslashes or characters beyond ASCII"));
+    }
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    Ok(Rules {
+        keys,
+        mode,
+        service,
+        sources,
+        scopes: config.scopes,
+        roles: config.roles,
+        identity_headers,
+        anonymous: config.anonymous,
+        realm: config.realm,
+        logout_channel: config.logout.channel,
+        logout_keep: config.logout.keep.get().as_secs().max(1),
+        size: config.cache.size.clamp(1, 10_000_000),
+        ttl: config.cache.ttl.map(|t| t.get().as_secs()),
+        negative_ttl: config.cache.negative_ttl.get().as_secs(),
+        grace: config.introspect.map_or(0, |i| i.grace.get().as_secs()),
+        fingerprint: Sha256::digest(at.to_json().to_string()).into(),
+    })
+}
