@@ -1,1 +1,177 @@
-//! Placeholder.
+//! The admin port: metrics, health, and the few calls that an operator needs. Everything that shows or changes state wants the
+//! admin token, or, when none is configured, a caller on this machine.
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Value, json};
+use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::net::TcpListener;
+use weir_gateway::Environment;
+
+/// Largest body of an admin call.
+const MAX_BODY: usize = 1024 * 1024;
+
+/// What the admin port can ask of the program.
+#[async_trait::async_trait]
+pub trait Control: Send + Sync + 'static {
+    /// Shared state.
+    fn environment(&self) -> &Arc<Environment>;
+    /// The admin token in force.
+    fn token(&self) -> Option<String>;
+    /// Listeners, routes with their chains, page rules.
+    fn describe(&self) -> Value;
+    /// Removes what is stored for a URL (`http://host/path`) or under a shown key, in every instance; the number of entries.
+    ///
+    /// Errors: why the argument can not be used.
+    async fn purge(&self, what: &str) -> Result<u64, String>;
+    /// Warms all configured targets up now; a report a target.
+    ///
+    /// Errors: nothing is configured, or another instance is at it.
+    async fn warm_up(&self) -> Result<Value, String>;
+    /// Reads the configuration again.
+    ///
+    /// Errors: what is wrong with it; the old one stays in force.
+    async fn reload(&self) -> Result<(), String>;
+}
+
+/// Serves the admin port until `stop` resolves.
+///
+/// Errors: the address can not be listened on.
+pub async fn serve(listener: TcpListener, control: Arc<dyn Control>, stop: impl Future<Output = ()> + Send) -> std::io::Result<()> {
+    tokio::pin!(stop);
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    tracing::warn!(%error, "admin: accept failed");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+            },
+            () = &mut stop => return Ok(()),
+        };
+        let control = control.clone();
+        tokio::spawn(async move {
+            let service = hyper::service::service_fn(|request| {
+                let control = control.clone();
+                async move { Ok::<_, Infallible>(answer(&*control, peer, request).await) }
+            });
+            let served = hyper::server::conn::http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(Duration::from_secs(10))
+                .serve_connection(TokioIo::new(stream), service)
+                .await;
+            if let Err(error) = served {
+                tracing::debug!(%error, "admin connection");
+            }
+        });
+    }
+}
+
+type Answer = Response<Full<Bytes>>;
+
+async fn answer(control: &dyn Control, peer: SocketAddr, request: Request<Incoming>) -> Answer {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path().trim_end_matches('/').to_string();
+    match (parts.method.as_str(), path.as_str()) {
+        ("GET" | "HEAD", "/health" | "/health/live") => return as_json(StatusCode::OK, &json!({ "status": "ok" })),
+        ("GET" | "HEAD", "/ready" | "/health/ready") => return readiness(control.environment()),
+        _ => {}
+    }
+    if let Err(refusal) = allowed(control, peer, &parts.headers) {
+        return refusal;
+    }
+    let get = matches!(parts.method, Method::GET | Method::HEAD);
+    match path.as_str() {
+        "/metrics" if get => plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", control.environment().metrics.text(control.environment())),
+        "" if get => as_json(StatusCode::OK, &json!({
+            "name": "weir", "version": env!("CARGO_PKG_VERSION"),
+            "calls": ["GET /metrics", "GET /health", "GET /ready", "GET /status", "POST /purge {\"url\"|\"key\": …}", "POST /warm-up", "POST /reload"],
+        })),
+        "/status" if get => as_json(StatusCode::OK, &status(control)),
+        "/purge" if parts.method == Method::POST => purge(control, body).await,
+        "/warm-up" if parts.method == Method::POST => match control.warm_up().await {
+            Ok(report) => as_json(StatusCode::OK, &report),
+            Err(reason) => as_json(StatusCode::CONFLICT, &json!({ "message": reason })),
+        },
+        "/reload" if parts.method == Method::POST => match control.reload().await {
+            Ok(()) => as_json(StatusCode::OK, &json!({ "message": "the new configuration is in force" })),
+            Err(reason) => as_json(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "message": "the old configuration stays in force", "errors": reason })),
+        },
+        "" | "/metrics" | "/status" | "/purge" | "/warm-up" | "/reload" => as_json(StatusCode::METHOD_NOT_ALLOWED, &json!({ "message": "method not allowed" })),
+        _ => as_json(StatusCode::NOT_FOUND, &json!({ "message": "no such call; GET / lists them" })),
+    }
+}
+
+async fn purge(control: &dyn Control, body: Incoming) -> Answer {
+    let bad = |message: &str| as_json(StatusCode::BAD_REQUEST, &json!({ "message": message }));
+    let Ok(body) = Limited::new(body, MAX_BODY).collect().await else { return bad("the body could not be read") };
+    let Ok(value) = serde_json::from_slice::<Value>(&body.to_bytes()) else { return bad("the body is not JSON: {\"url\": …} or {\"key\": …}") };
+    let Some(what) = value.get("url").or(value.get("key")).and_then(Value::as_str) else { return bad("`url` or `key` is missing") };
+    match control.purge(what).await {
+        Ok(count) => as_json(StatusCode::OK, &json!({ "purged": count })),
+        Err(reason) => bad(&reason),
+    }
+}
+
+/// The token, compared in constant time; without a configured one, callers from this machine that do not come by a browser's page.
+fn allowed(control: &dyn Control, peer: SocketAddr, headers: &HeaderMap) -> Result<(), Answer> {
+    match control.token().filter(|t| !t.is_empty()) {
+        Some(token) => {
+            let shown = headers.get(header::AUTHORIZATION).and_then(|v| v.as_bytes().strip_prefix(b"Bearer ")).unwrap_or_default();
+            let known = token.as_bytes();
+            let equal = known.len() == shown.len() && known.iter().zip(shown).fold(0, |d, (a, b)| d | (a ^ b)) == 0;
+            if equal {
+                return Ok(());
+            }
+            let mut answer = as_json(StatusCode::UNAUTHORIZED, &json!({ "message": "the admin token is missing or wrong" }));
+            answer.headers_mut().insert(header::WWW_AUTHENTICATE, http::HeaderValue::from_static("Bearer realm=\"weir admin\""));
+            Err(answer)
+        }
+        None if peer.ip().to_canonical().is_loopback() && !headers.contains_key(header::ORIGIN) => Ok(()),
+        None => Err(as_json(StatusCode::FORBIDDEN, &json!({ "message": "without an admin token, only callers on this machine are answered" }))),
+    }
+}
+
+/// Ready, or degraded when the store is away: Weir serves from memory and origin then, so that it must not be taken out.
+fn readiness(environment: &Environment) -> Answer {
+    let (status, store) = match environment.store.health.check() {
+        Ok(()) => ("ready", "ok".to_string()),
+        Err(reason) => ("degraded", reason),
+    };
+    as_json(StatusCode::OK, &json!({ "status": status, "store": { "kind": environment.store.health.kind(), "state": store } }))
+}
+
+fn status(control: &dyn Control) -> Value {
+    let environment = control.environment();
+    let totals = environment.store.health.totals();
+    let endpoints: Vec<Value> =
+        environment.endpoints.health().into_iter().map(|(name, up, in_flight)| json!({ "endpoint": name, "up": up, "in_flight": in_flight })).collect();
+    json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "store": {
+            "kind": environment.store.health.kind(), "address": environment.store.health.address(),
+            "error": environment.store.health.check().err(),
+            "calls": totals.calls, "failures": totals.failures, "breaker_opened": totals.breaker_opened,
+        },
+        "cache": environment.cache.stats(),
+        "endpoints": endpoints,
+        "configuration": control.describe(),
+    })
+}
+
+fn plain(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
+    let mut answer = Response::new(Full::new(body.into()));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
+    answer.headers_mut().insert(header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
+    answer
+}
+
+fn as_json(status: StatusCode, body: &Value) -> Answer {
+    plain(status, "application/json; charset=utf-8", format!("{body:#}\n"))
+}

@@ -81,7 +81,7 @@ fn table(of: &DashMap<&'static str, AtomicU64>) -> BTreeMap<&'static str, u64> {
 }
 
 /// The counts at one moment.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
 pub struct StatsSnapshot {
     /// Fresh answers from this process's memory.
     pub memory_hits: u64,

@@ -1,1 +1,101 @@
-fn main(){}
+//! `weir`: the one program. Everything is put together here and nowhere else.
+
+mod banner;
+mod control;
+mod demo;
+mod run;
+mod schedule;
+
+use clap::{Parser, Subcommand};
+use std::{path::PathBuf, process::ExitCode};
+use weir_config::{Diagnostics, LoadOptions, Severity, load_file};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// An edge cache for pages and a gateway for APIs, in one program.
+#[derive(Parser)]
+#[command(name = "weir", version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve what a configuration says. Weir's own files and Kong's declarative files are both understood.
+    Run {
+        /// The configuration.
+        #[arg(short, long, value_name = "FILE")]
+        config: PathBuf,
+        /// Leave plugins out that Weir does not have. Such a plugin may be the one that keeps people out: read the warnings.
+        #[arg(long)]
+        ignore_unknown_plugins: bool,
+    },
+    /// Read a configuration and tell everything that is wrong with it. Exit status 0: it can be served; 1: it can not.
+    Check {
+        /// The configuration.
+        file: PathBuf,
+        /// Report unknown plugins as warnings.
+        #[arg(long)]
+        ignore_unknown_plugins: bool,
+        /// The findings as JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Serve a small shop with stub services behind it: nothing else is needed.
+    Demo(demo::Demo),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::Run { config, ignore_unknown_plugins } => run::run(run::Source::File(config), LoadOptions { ignore_unknown_plugins, ..LoadOptions::default() }, None),
+        Command::Check { file, ignore_unknown_plugins, json } => return check(file, ignore_unknown_plugins, json),
+        Command::Demo(demo) => demo::demo(demo),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weir: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn check(file: PathBuf, ignore_unknown_plugins: bool, json: bool) -> ExitCode {
+    let options = LoadOptions { ignore_unknown_plugins, ..LoadOptions::default() };
+    let loaded = load_file(&file, &weir_plugins::register(), &options);
+    let mut diagnostics = loaded.diagnostics;
+    if let Some(document) = &loaded.document {
+        diagnostics = run::compile_check(document, diagnostics);
+    }
+    if json {
+        println!("{:#}", diagnostics.to_json());
+    } else {
+        print!("{diagnostics}");
+        println!("{}", summary(&file, loaded.document.as_ref(), &diagnostics));
+    }
+    if diagnostics.has_errors() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+fn summary(file: &std::path::Path, document: Option<&weir_config::Document>, diagnostics: &Diagnostics) -> String {
+    let counts = |severity, one: &str, many: &str| {
+        let n = diagnostics.count(severity);
+        format!("{n} {}", if n == 1 { one } else { many })
+    };
+    let found = format!("{}, {}", counts(Severity::Error, "error", "errors"), counts(Severity::Warning, "warning", "warnings"));
+    match document {
+        Some(document) if !diagnostics.has_errors() => {
+            let gateway = document.gateway.as_ref();
+            format!(
+                "{}: ok: {} services, {} routes, {} plugins, {} page rules; {found}",
+                file.display(),
+                gateway.map_or(0, |g| g.services.len()),
+                gateway.map_or(0, |g| g.routes.len()),
+                gateway.map_or(0, |g| g.plugins.len()),
+                document.edge.as_ref().map_or(0, |e| e.pages.len()),
+            )
+        }
+        _ => format!("{}: {found}", file.display()),
+    }
+}

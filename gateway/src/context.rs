@@ -132,8 +132,8 @@ pub struct RequestContext {
     pub route: Option<Arc<RouteRuntime>>,
     /// Where it will be forwarded; a plugin may change it.
     pub service: Option<Arc<ServiceRuntime>>,
-    /// Named and numbered groups of the route's regex.
-    pub captures: Vec<(String, String)>,
+    /// Groups of the route's regex.
+    pub captures: Option<crate::router::Captures>,
     /// Set by authentication.
     pub consumer: Option<Arc<Consumer>>,
     /// Set by authentication.
@@ -175,7 +175,7 @@ impl RequestContext {
             started: Instant::now(),
             route: None,
             service: None,
-            captures: Vec::new(),
+            captures: None,
             consumer: None,
             identity: None,
             plan: None,

@@ -134,7 +134,16 @@ impl Snapshot {
     ///
     /// Errors: everything that is wrong, with its place.
     pub fn compile(document: &Document, register: &dyn Register, environment: &Arc<Environment>) -> Result<Snapshot, Vec<Diagnostic>> {
-        let empty = Gateway::default();
+        let empty = Gateway {
+            listen: String::new(),
+            format: (3, 0),
+            services: vec![],
+            routes: vec![],
+            plugins: vec![],
+            consumers: vec![],
+            upstreams: vec![],
+            certificates: vec![],
+        };
         let gateway = document.gateway.as_ref().unwrap_or(&empty);
         let mut errors = Vec::new();
         let router = Router::build(&gateway.routes, &gateway.services);

@@ -43,7 +43,7 @@ impl AccessLog {
     pub fn write(&self, logged: &Logged<'_>, cx: &RequestContext) {
         let Some(lines) = &self.lines else { return };
         let report = cx.report.as_ref();
-        let verdict = report.map_or("-", |r| r.verdict.as_str());
+        let verdict = report.map_or("-", |r| r.verdict.word());
         let reason = cx.failure.or(report.and_then(|r| r.detail)).unwrap_or("-");
         let endpoint = cx.endpoint.as_ref().map_or("-", |e| e.name.as_str());
         let total = cx.started.elapsed().as_secs_f64() * 1000.0;

@@ -1,7 +1,7 @@
 //! The edge's way of a request: what kind it is, whose it is, whether the cache may answer it.
 
 use crate::{
-    classify::{self, Class},
+    classify::{self, Class, Classified},
     downstream::Downstream,
     gateway,
     guest::Visitor,
@@ -33,7 +33,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         strip_site: true,
     };
     let told = classify::classify(&request, &edge.classify);
-    work.label = told.class.name().into();
+    work.label = if told.api { "api" } else { name(told.class) }.into();
     if !host_is_served(edge, &work.cx.client.host) {
         work.cx.failure = Some("wrong-host");
         return work.error(&none, StatusCode::MISDIRECTED_REQUEST, "this host is not served here").await;
@@ -42,7 +42,6 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         Class::Reject(status) => {
             work.cx.failure = Some(told.reason);
             work.bypass(told.reason);
-            let status = StatusCode::from_u16(status.into()).unwrap_or(StatusCode::BAD_REQUEST);
             return work.error(&none, status, told.reason).await;
         }
         Class::Health => {
@@ -51,7 +50,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         }
         _ => {}
     }
-    classify::strip_request_headers(&mut request.headers, told.class);
+    classify::strip_request_headers(&mut request.headers, &told);
     if let Some(query) = request.uri.query()
         && !matches!(told.class, Class::Static | Class::Image)
     {
@@ -63,17 +62,24 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
             }
         }
     }
-    let visitor = whose(work, edge, &mut request, told.class, told.monitor).await;
-    match told.class {
-        Class::Api if edge.config.api == ApiTarget::Gateway => return gateway::handle(work, request).await,
-        Class::Api if edge.api.is_some() => {
-            let service = edge.api.clone().unwrap_or_else(|| edge.origin.clone());
-            gateway::forwarded(&mut request.headers, &work.cx);
-            work.cx.service = Some(service.clone());
-            work.bypass("api");
-            return work.forward(&none, &service, request).await;
+    let visitor = whose(work, edge, &mut request, told).await;
+    if told.api {
+        match (&edge.config.api, &edge.api) {
+            (ApiTarget::Gateway, _) => return gateway::handle(work, request).await,
+            (_, Some(elsewhere)) => {
+                gateway::forwarded(&mut request.headers, &work.cx);
+                work.cx.service = Some(elsewhere.clone());
+                work.bypass("api");
+                return work.forward(&none, elsewhere, request).await;
+            }
+            (_, None) => {
+                work.bypass("api");
+                return pass(work, edge, request).await;
+            }
         }
-        Class::Document if matches!(request.method, Method::GET | Method::HEAD) => {
+    }
+    match told.class {
+        Class::Document => {
             let https = work.cx.client.scheme == Scheme::Https;
             match edge.pages.plan(https, &work.cx.client.host, &request.uri) {
                 None => work.bypass("no-rule"),
@@ -85,9 +91,27 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
             work.private = true;
             work.bypass("draft");
         }
-        class => work.bypass(class.name()),
+        class => work.bypass(name(class)),
     }
     pass(work, edge, request).await;
+}
+
+/// For metrics, log and `Cache-Status`.
+fn name(class: Class) -> &'static str {
+    match class {
+        Class::Reject(_) => "reject",
+        Class::Action => "action",
+        Class::Unsafe => "unsafe",
+        Class::Api => "api",
+        Class::Static => "static",
+        Class::Image => "image",
+        Class::Data => "data",
+        Class::Rsc => "rsc",
+        Class::Draft => "draft",
+        Class::Document => "document",
+        Class::Health => "health",
+        Class::Asset => "asset",
+    }
 }
 
 /// Whose request it is.
@@ -183,7 +207,7 @@ fn host_is_served(edge: &EdgeRules, host: &str) -> bool {
 
 /// Finds out whose request it is, and gives a visitor without a token a fresh one. The token goes upstream as
 /// `Authorization: Bearer` and to the visitor as a cookie; the guest cookie itself goes no further.
-async fn whose<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: &mut request::Parts, class: Class, monitor: bool) -> Who {
+async fn whose<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: &mut request::Parts, told: Classified) -> Who {
     let Some((config, issuer)) = &edge.guests else {
         let signed_in = request.headers.contains_key(header::AUTHORIZATION) || has_cookie(&request.headers, &edge.config.session_cookies);
         return if signed_in { Who::SignedIn } else { Who::Unknown };
@@ -191,7 +215,7 @@ async fn whose<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request:
     let token = match issuer.find_token(&request.headers, &edge.config.session_cookies) {
         Visitor::SignedIn => return Who::SignedIn,
         Visitor::Guest(token) => token,
-        Visitor::None if monitor || matches!(class, Class::Static | Class::Image) => return Who::Unknown,
+        Visitor::None if told.monitor || matches!(told.class, Class::Static | Class::Image | Class::Asset) => return Who::Unknown,
         Visitor::None => {
             let remote = match &config.issue {
                 GuestIssue::Local => None,

@@ -129,8 +129,7 @@ async fn wrong_protocol<D: Downstream>(work: &mut Work<'_, D>, route: &Arc<Route
 
 /// Path and query at the upstream.
 fn target(service: &ServiceRuntime, route: &RouteRuntime, uri: &Uri, path: &str, prefix_len: usize) -> Option<Uri> {
-    let prefix = if route.strip_path { path.get(..prefix_len)? } else { "" };
-    let joined = router::upstream_path(&service.path, route.strip_path, prefix, path, route.path_handling);
+    let joined = router::upstream_path(&service.path, route.strip_path, prefix_len, path, route.path_handling);
     let text = match uri.query() {
         Some(query) => format!("{joined}?{query}"),
         None => joined,

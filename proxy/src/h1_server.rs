@@ -3,12 +3,12 @@
 
 use crate::{
     downstream::{AnswerBody, ClientError, Downstream, Raw, RequestBody},
-    h1::{self, BodyDecoder, BodyLength, Decoded, RequestHead},
+    h1::{self, BodyDecoder, BodyLength, Connection, Decoded, RequestHead, ResponseLength},
     server::{Door, Peer},
     wire::Wire,
 };
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode, header, response};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header, response};
 use pingora::{protocols::Stream, server::ShutdownWatch};
 use std::{
     future::poll_fn,
@@ -55,7 +55,7 @@ pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &Shutdown
             // A server that is shutting down says so with its last answer.
             close: !keep_alive || *shutdown.borrow(),
             out: Vec::new(),
-            framing: Framing::None,
+            framing: ResponseLength::None,
             half_closed: false,
             state: State::Waiting,
             upgraded: false,
@@ -124,12 +124,9 @@ async fn refuse(mut wire: Wire, status: StatusCode, reason: &str) {
     wire.deadline.set(Duration::from_secs(5));
     let body = serde_json::json!({ "message": reason }).to_string();
     let mut out = Vec::with_capacity(256);
-    let mut parts = http::Response::new(()).into_parts().0;
-    parts.status = status;
-    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
-    parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
-    parts.headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-    h1::write_response_head(&mut out, parts.status, &parts.headers);
+    let mut headers = HeaderMap::new();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
+    h1::write_response_head(&mut out, status, &headers, ResponseLength::Length(body.len() as u64), Connection::Close);
     if wire.write_all(&out, body.as_bytes()).await.is_ok() {
         wire.linger().await;
     }
@@ -145,15 +142,6 @@ enum State {
     Done,
     /// Answer broken off, or the connection is gone.
     Broken,
-}
-
-/// How the end of the answer's body is marked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Framing {
-    None,
-    Length(u64),
-    Chunked,
-    Close,
 }
 
 enum After {
@@ -176,7 +164,7 @@ pub struct H1<'a> {
     head_only: bool,
     close: bool,
     out: Vec<u8>,
-    framing: Framing,
+    framing: ResponseLength,
     half_closed: bool,
     state: State,
     upgraded: bool,
@@ -293,35 +281,24 @@ impl Downstream for H1<'_> {
     async fn head(&mut self, parts: &response::Parts, body: AnswerBody) -> Result<(), ClientError> {
         let bodiless = self.head_only || matches!(parts.status.as_u16(), 204 | 304);
         self.upgraded = parts.status == StatusCode::SWITCHING_PROTOCOLS;
-        self.framing = match body {
-            _ if bodiless || self.upgraded => Framing::None,
-            AnswerBody::Empty => Framing::None,
-            AnswerBody::Length(length) => Framing::Length(length),
-            AnswerBody::Unknown if self.http10 => Framing::Close,
-            AnswerBody::Unknown => Framing::Chunked,
+        let announced = match body {
+            AnswerBody::Length(length) if !self.upgraded && parts.status != StatusCode::NO_CONTENT => ResponseLength::Length(length),
+            _ if bodiless || self.upgraded => ResponseLength::None,
+            AnswerBody::Empty | AnswerBody::Length(_) => ResponseLength::None,
+            AnswerBody::Unknown if self.http10 => ResponseLength::Close,
+            AnswerBody::Unknown => ResponseLength::Chunked,
         };
+        self.framing = if bodiless { ResponseLength::None } else { announced };
         // Answered before the promised body: what comes next may be body or request, so that only closing is safe.
-        self.close |= self.framing == Framing::Close || (self.owes_continue && !self.read_done);
+        self.close |= self.framing == ResponseLength::Close || (self.owes_continue && !self.read_done);
+        let connection = match () {
+            () if self.upgraded => Connection::Upgrade,
+            () if self.close => Connection::Close,
+            () if self.http10 => Connection::KeepExplicit,
+            () => Connection::Keep,
+        };
         self.out.clear();
-        h1::write_response_start(&mut self.out, parts.status, &parts.headers);
-        match body {
-            AnswerBody::Length(length) if !matches!(parts.status.as_u16(), 204 | 304) => {
-                let mut digits = itoa::Buffer::new();
-                self.out.extend_from_slice(b"content-length: ");
-                self.out.extend_from_slice(digits.format(length).as_bytes());
-                self.out.extend_from_slice(b"\r\n");
-            }
-            AnswerBody::Unknown if self.framing == Framing::Chunked => self.out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
-            _ => {}
-        }
-        if self.upgraded {
-            self.out.extend_from_slice(b"connection: upgrade\r\n");
-        } else if self.close {
-            self.out.extend_from_slice(b"connection: close\r\n");
-        } else if self.http10 {
-            self.out.extend_from_slice(b"connection: keep-alive\r\n");
-        }
-        self.out.extend_from_slice(b"\r\n");
+        h1::write_response_head(&mut self.out, parts.status, &parts.headers, announced, connection);
         self.state = State::Body;
         // Else the head leaves with the first piece of the body, or with its end.
         if self.upgraded { self.send(&[]).await } else { Ok(()) }
@@ -331,8 +308,7 @@ impl Downstream for H1<'_> {
         if self.http10 || self.state != State::Waiting {
             return Ok(());
         }
-        h1::write_response_start(&mut self.out, parts.status, &parts.headers);
-        self.out.extend_from_slice(b"\r\n");
+        h1::write_interim(&mut self.out, parts.status, &parts.headers);
         self.send(&[]).await
     }
 
@@ -341,8 +317,8 @@ impl Downstream for H1<'_> {
             return Ok(());
         }
         match &mut self.framing {
-            Framing::None => Ok(()),
-            Framing::Length(left) => match left.checked_sub(piece.len() as u64) {
+            ResponseLength::None => Ok(()),
+            ResponseLength::Length(left) => match left.checked_sub(piece.len() as u64) {
                 // Straight from the shared bytes: nothing is copied.
                 Some(rest) => {
                     *left = rest;
@@ -353,24 +329,24 @@ impl Downstream for H1<'_> {
                     Err(ClientError::Gone)
                 }
             },
-            Framing::Chunked => {
+            ResponseLength::Chunked => {
                 // The line end behind the chunk waits in `out` for whatever comes next.
                 let _ = write!(self.out, "{:x}\r\n", piece.len());
                 self.send(&piece).await?;
                 self.out.extend_from_slice(b"\r\n");
                 Ok(())
             }
-            Framing::Close => self.send(&piece).await,
+            ResponseLength::Close => self.send(&piece).await,
         }
     }
 
     async fn end(&mut self) -> Result<(), ClientError> {
         match self.framing {
-            Framing::Length(left) if left > 0 => {
+            ResponseLength::Length(left) if left > 0 => {
                 self.abort();
                 return Err(ClientError::Gone);
             }
-            Framing::Chunked => self.out.extend_from_slice(b"0\r\n\r\n"),
+            ResponseLength::Chunked => self.out.extend_from_slice(b"0\r\n\r\n"),
             _ => {}
         }
         if !self.out.is_empty() {

@@ -12,7 +12,7 @@ use std::{
     future::poll_fn,
     io,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, atomic::{AtomicUsize, Ordering}},
     task::{Context, Poll},
     time::Duration,
 };
@@ -75,6 +75,7 @@ pub async fn serve(door: &Arc<Door>, stream: Stream, first: Bytes, peer: &Arc<Pe
     let Ok(Ok(mut connection)) = tokio::time::timeout(settings.head_timeout, handshake).await else { return };
     let mut stop = shutdown.clone();
     let mut stopping = *shutdown.borrow();
+    let open = Arc::new(AtomicUsize::new(0));
     loop {
         let idle = tokio::time::sleep(settings.keepalive);
         let accepted = tokio::select! {
@@ -84,15 +85,19 @@ pub async fn serve(door: &Arc<Door>, stream: Stream, first: Bytes, peer: &Arc<Pe
                 connection.graceful_shutdown();
                 continue;
             }
-            () = idle, if !stopping && connection.num_wired_streams() == 0 => {
+            () = idle, if !stopping && open.load(Ordering::Relaxed) == 0 => {
                 stopping = true;
                 connection.graceful_shutdown();
                 continue;
             }
         };
         let Some(Ok((request, respond))) = accepted else { return };
-        let (door, peer) = (door.clone(), peer.clone());
-        tokio::spawn(async move { one(&door, &peer, request, respond, settings.body_timeout, settings.max_body).await });
+        let (door, peer, open) = (door.clone(), peer.clone(), open.clone());
+        open.fetch_add(1, Ordering::Relaxed);
+        tokio::spawn(async move {
+            one(&door, &peer, request, respond, settings.body_timeout, settings.max_body).await;
+            open.fetch_sub(1, Ordering::Relaxed);
+        });
     }
 }
 

@@ -106,6 +106,11 @@ impl Pages {
         Some(PagePlan { page, plan, host, target })
     }
 
+    /// First parts of all stored keys.
+    pub fn epochs(&self) -> &[Arc<str>] {
+        &self.epoch
+    }
+
     /// Every rule with its path, for the banner.
     pub fn rules(&self) -> impl Iterator<Item = &PageRule> {
         self.rules.iter().map(|p| &p.rule)

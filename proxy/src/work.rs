@@ -63,9 +63,10 @@ impl<D: Downstream> Work<'_, D> {
         self.cx.status = parts.status.as_u16();
         if self.shown.strip_site {
             crate::classify::strip_response_headers(headers);
+            crate::classify::strip_stray_location(parts.status, headers);
         }
         if let Some(report) = &self.cx.report {
-            report.write(headers, self.shown.status, self.shown.key, self.shown.cache_status);
+            show(headers, report, self.shown);
         }
         if let Some(cookie) = self.guest_cookie.take() {
             headers.append(header::SET_COOKIE, cookie);
@@ -377,6 +378,29 @@ impl<D: Downstream> Work<'_, D> {
             }
         }
         None
+    }
+}
+
+/// Tells the client what the cache did.
+fn show(headers: &mut HeaderMap, report: &Report, shown: Shown) {
+    let mut set = |name: &'static str, value: HeaderValue| {
+        headers.insert(HeaderName::from_static(name), value);
+    };
+    if shown.status {
+        set("x-cache-status", HeaderValue::from_static(report.verdict.word()));
+        if let Some(age) = report.age {
+            set("x-cache-age", HeaderValue::from(age));
+        }
+        if let Some(ttl) = report.ttl {
+            set("x-cache-ttl", HeaderValue::from(ttl.max(0)));
+        }
+    }
+    if let (true, Some(Ok(key))) = (shown.key, report.key.as_deref().map(HeaderValue::from_str)) {
+        set("x-cache-key", key);
+    }
+    if shown.cache_status {
+        // Caches before us had their say; ours comes last (RFC 9211 section 2).
+        headers.append(weir_cache::status::CACHE_STATUS, weir_cache::status::cache_status(report, shown.key));
     }
 }
 

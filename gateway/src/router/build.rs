@@ -38,6 +38,9 @@ struct Builder<'r> {
 /// What two routes must have in common to share their conditions.
 type ConditionsKey = (Vec<String>, Vec<(String, Vec<String>)>, Vec<Name>);
 
+/// Host, path (and whether it is a regex) and conditions of a way.
+type Demand<'r> = (Option<&'r HostPattern>, Option<(&'r str, bool)>, u32);
+
 pub(super) fn build(routes: &[Route], services: &[Service]) -> Result<Router, Vec<RouteError>> {
     let mut builder = Builder::default();
     for (index, route) in routes.iter().enumerate() {
@@ -187,7 +190,7 @@ impl<'r> Builder<'r> {
     }
 
     fn finish(mut self) -> Router {
-        self.ways.sort_by(|a, b| a.order.cmp(&b.order));
+        self.ways.sort_unstable_by_key(|way| way.order);
         let shadowed = self.shadows();
         let mut by_host: HashMap<&HostPattern, PathsBuilder<'r>> = HashMap::default();
         let mut any_host = PathsBuilder::default();
@@ -211,7 +214,8 @@ impl<'r> Builder<'r> {
 
     /// Routes whose every way is, host by host, also a way of a route before it.
     fn shadows(&self) -> Vec<Shadow> {
-        let mut first: HashMap<(Option<&HostPattern>, Option<(&str, bool)>, u32), usize> = HashMap::default();
+        // By what a way asks for: the route that gets it.
+        let mut first: HashMap<Demand<'_>, usize> = HashMap::default();
         // By route: whether some way of it is its own, and who took another.
         let mut routes: HashMap<usize, (bool, Option<usize>)> = HashMap::default();
         for way in &self.ways {

@@ -1,0 +1,95 @@
+//! What the admin port may do with the running program.
+
+use crate::{run::Source, schedule};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use weir_admin::Control;
+use weir_config::LoadOptions;
+use weir_gateway::Environment;
+use weir_proxy::live::Weir;
+
+/// The running program and where its configuration came from.
+pub struct Running {
+    /// The program.
+    pub weir: Arc<Weir>,
+    /// Its configuration.
+    pub source: Source,
+    /// How it is read.
+    pub options: LoadOptions,
+}
+
+impl Running {
+    /// Reads the configuration again and puts it in force.
+    ///
+    /// Errors: what is wrong, in words; then the old one stays.
+    pub fn reload_now(&self) -> Result<(), String> {
+        let document = self.source.load(&self.options).map_err(|d| {
+            self.weir.environment.metrics.reload(false);
+            d.to_string()
+        })?;
+        self.weir.reload(document).map_err(|errors| weir_config::Diagnostics::new(errors).to_string())
+    }
+}
+
+#[async_trait::async_trait]
+impl Control for Running {
+    fn environment(&self) -> &Arc<Environment> {
+        &self.weir.environment
+    }
+
+    fn token(&self) -> Option<String> {
+        self.weir.live.load().document.admin.token.as_ref().map(|t| t.expose().to_string())
+    }
+
+    fn describe(&self) -> Value {
+        let live = self.weir.live.load();
+        let routes: Vec<Value> = live
+            .snapshot
+            .routes
+            .iter()
+            .map(|r| json!({ "name": r.name, "paths": r.paths, "methods": r.methods, "service": r.service.as_ref().map(|s| &s.name), "plugins": r.chains.base.names() }))
+            .collect();
+        let pages: Vec<&str> = live.edge.iter().flat_map(|e| e.pages.rules()).map(|r| r.path.as_str()).collect();
+        json!({
+            "edge": live.document.edge.as_ref().map(|e| &e.listen),
+            "gateway": live.document.gateway.as_ref().map(|g| &g.listen),
+            "routes": routes,
+            "pages": pages,
+        })
+    }
+
+    async fn purge(&self, what: &str) -> Result<u64, String> {
+        let live = self.weir.live.load_full();
+        let cache = &self.weir.environment.cache;
+        let mut count = 0;
+        if what.starts_with("http://") || what.starts_with("https://") {
+            let uri: http::Uri = what.parse().map_err(|_| format!("`{what}` is not a URL"))?;
+            let host = uri.authority().map(|a| a.as_str().to_string()).ok_or("the URL has no host")?;
+            let edge = live.edge.as_ref().ok_or("there is no edge section: purge by `key`")?;
+            // One page under both schemes: a purge means the page, not the way to it.
+            for https in [false, true] {
+                let plan = edge.pages.plan(https, &host, &uri).ok_or_else(|| format!("no page rule caches {}", uri.path()))?;
+                count += u64::from(cache.purge_key(&plan.plan.epoch, &plan.plan.key).await);
+            }
+            return Ok(count);
+        }
+        for epoch in live.edge.iter().flat_map(|e| e.pages.epochs()).map(|e| &**e).chain([""]) {
+            count += u64::from(cache.purge_key(epoch, what).await);
+        }
+        Ok(count)
+    }
+
+    async fn warm_up(&self) -> Result<Value, String> {
+        let config = self.weir.live.load().document.warm_up.clone().ok_or("there is no warm_up section")?;
+        let report = schedule::round_if_free(&self.weir, &config).await.ok_or("another warm-up is under way")?;
+        let results: Vec<Value> = report
+            .iter()
+            .map(|w| json!({ "target": w.target, "ok": w.is_ok(), "status": w.result.as_ref().ok(), "error": w.result.as_ref().err(), "cache": w.verdict, "ms": w.took.as_millis() as u64 }))
+            .collect();
+        Ok(json!({ "warmed": report.iter().filter(|w| w.is_ok()).count(), "failed": report.iter().filter(|w| !w.is_ok()).count(), "results": results }))
+    }
+
+    async fn reload(&self) -> Result<(), String> {
+        self.reload_now()
+    }
+}
