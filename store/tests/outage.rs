@@ -18,8 +18,13 @@ async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: imp
     panic!("never came to pass: {what}");
 }
 
+/// The next message. Fails after 20 s.
+async fn next(subscription: &mut Subscription) -> Message {
+    tokio::time::timeout(Duration::from_secs(20), subscription.messages.recv()).await.expect("a message").expect("still open")
+}
+
 fn options() -> StoreOptions {
-    StoreOptions { deadline: Duration::from_millis(500), breaker_open: Duration::from_millis(200), ..StoreOptions::default() }
+    StoreOptions { deadline: Duration::from_secs(2), breaker_open: Duration::from_millis(200), ..StoreOptions::default() }
 }
 
 fn passes(error: &StoreError) -> bool {
@@ -105,10 +110,10 @@ async fn opens_while_redis_is_away() {
     let mut also = store.bus.subscribe("d").await.unwrap();
     let _server = RedisServer::try_start(port, &["--requirepass", "hunter2"]).expect("the port is still free");
     eventually("it is found", || async { store.blobs.get("k").await.ok() }).await;
-    assert_eq!(early.messages.recv().await, Some(Message::Gap), "who subscribed while it was away hears of a gap first");
-    assert_eq!(also.messages.recv().await, Some(Message::Gap));
+    assert_eq!(next(&mut early).await, Message::Gap, "who subscribed while it was away hears of a gap first");
+    assert_eq!(next(&mut also).await, Message::Gap);
     store.bus.publish("c", Bytes::from_static(b"now")).await.unwrap();
-    assert_eq!(early.messages.recv().await, Some(Message::Data(Bytes::from_static(b"now"))));
+    assert_eq!(next(&mut early).await, Message::Data(Bytes::from_static(b"now")));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -182,7 +187,7 @@ async fn the_bus_tells_of_a_gap_and_goes_on() {
     // On both channels, also on the one where nothing was ever published.
     for subscription in [&mut news, &mut other] {
         loop {
-            match tokio::time::timeout(Duration::from_secs(20), subscription.messages.recv()).await.expect("a gap").expect("still open") {
+            match next(subscription).await {
                 Message::Gap => break,
                 Message::Data(payload) => assert_eq!(payload, "before"),
             }
@@ -190,7 +195,7 @@ async fn the_bus_tells_of_a_gap_and_goes_on() {
     }
     eventually("publishing works again", || async { a.bus.publish("news", Bytes::from_static(b"after")).await.ok() }).await;
     loop {
-        match tokio::time::timeout(Duration::from_secs(20), news.messages.recv()).await.expect("data").expect("still open") {
+        match next(&mut news).await {
             Message::Gap => {}
             Message::Data(payload) => break assert_eq!(payload, "after"),
         }
@@ -244,7 +249,7 @@ async fn prefixes_and_databases_keep_stores_apart() {
     }
     for (n, subscription) in subscriptions.iter_mut().enumerate() {
         let heard = loop {
-            match subscription.messages.recv().await.unwrap() {
+            match next(subscription).await {
                 Message::Data(payload) => break payload,
                 Message::Gap => {}
             }
@@ -252,6 +257,61 @@ async fn prefixes_and_databases_keep_stores_apart() {
         assert_eq!(heard, n.to_string());
         assert!(!matches!(subscription.messages.try_recv(), Ok(Message::Data(_))));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_waiter_is_woken_by_a_message() {
+    let server = RedisServer::start();
+    let store = Store::open(&server.url(), &options()).await.unwrap();
+    eventually("an entry", || async { matches!(store.ledger.begin("k", "f", LONG, LONG).await, Ok(Begun::Owner(_))).then_some(()) }).await;
+    let waiter = tokio::spawn({ let store = store.clone(); async move { store.ledger.wait("k", LONG).await } });
+    // The entry stays in flight: looking at it would never end the wait.
+    eventually("the message ends the wait", || async {
+        server.command("PUBLISH weir:ledger-ended:0 weir:ledger:{k}").unwrap();
+        waiter.is_finished().then_some(())
+    })
+    .await;
+    waiter.await.unwrap().unwrap();
+    assert_eq!(store.ledger.begin("k", "f", LONG, LONG).await.unwrap(), Begun::InFlight { fingerprint: "f".into() });
+}
+
+/// Forwards connections to `to` until told to swallow: then those that exist stay open without a word, while new ones work.
+async fn forwarder(to: u16) -> (u16, tokio::sync::watch::Sender<()>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (swallow, told) = tokio::sync::watch::channel(());
+    tokio::spawn(async move {
+        while let Ok((mut near, _)) = listener.accept().await {
+            let mut told = told.clone();
+            told.mark_unchanged();
+            tokio::spawn(async move {
+                let mut far = tokio::net::TcpStream::connect(("127.0.0.1", to)).await.unwrap();
+                tokio::select! {
+                    _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
+                    _ = told.changed() => std::future::pending().await,
+                }
+            });
+        }
+    });
+    (port, swallow)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_died_without_a_sign_are_replaced() {
+    let server = RedisServer::start();
+    let (port, swallow) = forwarder(server.port()).await;
+    let hasty = StoreOptions { deadline: Duration::from_millis(500), breaker_failures: 2, ..options() };
+    let store = Store::open(&format!("redis://127.0.0.1:{port}"), &hasty).await.unwrap();
+    let direct = Store::open(&server.url(), &options()).await.unwrap();
+    let mut news = store.bus.subscribe("news").await.unwrap();
+    eventually("calls are answered", || async { store.counters.add("k", 1, LONG).await.ok() }).await;
+    swallow.send_replace(());
+    let lost = store.counters.peek("k").await.unwrap_err();
+    assert!(passes(&lost), "{lost:?}");
+    eventually("calls are answered again", || async { store.counters.peek("k").await.ok() }).await;
+    while next(&mut news).await != Message::Gap {}
+    direct.bus.publish("news", Bytes::from_static(b"heard")).await.unwrap();
+    while next(&mut news).await != Message::Data(Bytes::from_static(b"heard")) {}
 }
 
 #[tokio::test]
