@@ -6,6 +6,7 @@
 mod correlation_id;
 mod cors;
 mod cookies;
+mod idempotency;
 mod rate_limiting;
 mod response_cache;
 mod token_validator;
@@ -20,6 +21,7 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use weir_config::{Diagnostic, Node, PluginCatalog, PluginEntry};
 use weir_gateway::{BuildEnv, Plugin, Register};
+use weir_store::{Ledger, Store};
 
 /// The register: one line a plugin.
 static KINDS: &[Kind] = &[
@@ -27,6 +29,7 @@ static KINDS: &[Kind] = &[
     kind::<cors::Config>(),
     kind::<token_validator::Config>(),
     kind::<rate_limiting::Config>(),
+    kind::<idempotency::Config>(),
     kind::<response_cache::Config>(),
 ];
 
@@ -52,10 +55,17 @@ trait Configured: DeserializeOwned + JsonSchema {
 }
 
 /// What plugins keep over reloads of the configuration.
-#[derive(Default)]
 struct Live {
     limits: Arc<rate_limiting::LocalCounters>,
     tokens: token_validator::Memories,
+    /// Of this process.
+    ledger: Arc<dyn Ledger>,
+}
+
+impl Default for Live {
+    fn default() -> Self {
+        Live { limits: Arc::default(), tokens: Default::default(), ledger: Store::memory_bounded(0).ledger }
+    }
 }
 
 struct Kind {
@@ -181,6 +191,7 @@ mod tests {
                 (2000, "cors"),
                 (1450, "token-validator"),
                 (910, "rate-limiting"),
+                (905, "idempotency"),
                 (100, "response-cache"),
             ]
         );
