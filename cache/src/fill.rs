@@ -52,6 +52,11 @@ pub(crate) struct Fill {
     pub(crate) prior: Option<Arc<Entry>>,
 }
 
+/// An origin that is overloaded or broken says nothing about the page.
+fn is_passing(status: Option<u16>) -> bool {
+    matches!(status, Some(408 | 429 | 500..=599))
+}
+
 /// Whatever happens to the task, those who wait get an end and the key is free again.
 struct Landing {
     engine: Arc<Engine>,
@@ -319,9 +324,15 @@ impl Fill {
     async fn refuse(&mut self, reason: &'static str, status: Option<u16>, own: Option<Fetched>, held: Option<Held>) {
         self.engine.stats.refuse(reason);
         *self.flight.own.lock() = own;
-        let key = &self.flight.key;
-        // Whatever lay there, the origin has just taken it back.
-        self.engine.memory.remove(&key.epoch, &key.key, &key.variant);
+        if !is_passing(status) && reason != "authorization" {
+            // Whatever lay there, the origin has just taken it back.
+            let key = &self.flight.key;
+            self.engine.memory.remove(&key.epoch, &key.key, &key.variant);
+        } else {
+            self.hold_prior();
+            let prior = self.prior.clone();
+            self.flight.update(|progress| progress.stale = prior);
+        }
         let mark = self.mark(reason, status);
         self.settle(Phase::Pass { reason, status });
         let stored = match mark {
@@ -333,10 +344,8 @@ impl Fill {
 
     /// Remembers in memory that the key is uncacheable; until when, if the other instances should know too.
     fn mark(&self, reason: &'static str, status: Option<u16>) -> Option<u64> {
-        // An origin that is overloaded or broken says nothing about the page.
-        let passing = matches!(status, Some(408 | 429 | 500..=599));
         let time = self.plan.policy.hit_for_miss;
-        if time.is_zero() || passing || self.flight.is_purged() {
+        if time.is_zero() || is_passing(status) || self.flight.is_purged() {
             return None;
         }
         let until_ms = self.engine.clock.now_ms() + crate::entry::millis(time);

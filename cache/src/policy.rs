@@ -20,6 +20,9 @@ const GONE_CAP: Duration = Duration::from_secs(60);
 /// The lifetime of a page that the origin's own cache called stale: it carries the full `s-maxage` although its successor is being made.
 const ORIGIN_STALE_CAP: Duration = Duration::from_secs(2);
 
+/// Statuses whose rules for caches are known here (RFC 9110 section 15); `must-understand` lets no other be stored.
+const UNDERSTOOD: [u16; 16] = [200, 203, 204, 300, 301, 302, 303, 307, 308, 400, 404, 405, 410, 414, 451, 501];
+
 /// When a response came.
 #[derive(Debug, Clone, Copy)]
 pub struct Times {
@@ -66,6 +69,9 @@ pub fn judge(policy: &Policy, request: &CacheRequest, status: StatusCode, header
     }
     if headers.contains_key(header::SET_COOKIE) {
         return Err("set-cookie");
+    }
+    if control.must_understand && !UNDERSTOOD.contains(&status.as_u16()) {
+        return Err("must-understand");
     }
     // RFC 9111 section 5.2.2.3: a cache that understands the status may read past the no-store beside must-understand.
     if control.no_store && !control.must_understand && !overridden {
@@ -119,6 +125,8 @@ pub fn judge(policy: &Policy, request: &CacheRequest, status: StatusCode, header
     let strict = !overridden && (control.must_revalidate || control.proxy_revalidate || validate_always);
     let (swr, sie) = match policy.freshness {
         _ if strict => (Duration::ZERO, Duration::ZERO),
+        // A page that was missing is not worth showing once it may be there.
+        _ if policy.gate == Gate::Html && matches!(status.as_u16(), 404 | 410) => (Duration::ZERO, Duration::ZERO),
         Freshness::For { .. } => (policy.stale_while_revalidate, policy.stale_if_error),
         // s-maxage forbids stale answers (RFC 9111 section 5.2.2.10) unless the same response allows them by name.
         Freshness::Origin { .. } => (

@@ -243,6 +243,11 @@ impl<'a> Call<'a> {
                     return Some(self.filling(&head, Box::new(reader), first, note));
                 }
                 Phase::Pass { reason, status } => {
+                    if status.is_some_and(|status| status >= 500)
+                        && let Some(outcome) = self.instead_of_error(stale.as_ref())
+                    {
+                        return Some(outcome);
+                    }
                     if first && self.request.fill_is_own {
                         let own = flight.own.lock().take();
                         if let Some(own) = own {
