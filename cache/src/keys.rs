@@ -208,3 +208,135 @@ fn is_tracking(name: &[u8]) -> bool {
     let utm = name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"utm_"));
     utm || TRACKING.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn hosts_have_one_spelling() {
+        for (from, to) in [
+            ("Shop.Example.COM", Some("shop.example.com")),
+            ("shop.example.com:80", Some("shop.example.com")),
+            ("shop.example.com:443", Some("shop.example.com")),
+            ("shop.example.com:0443", Some("shop.example.com")),
+            ("shop.example.com:", Some("shop.example.com")),
+            ("shop.example.com.", Some("shop.example.com")),
+            ("shop.example.com:3000", Some("shop.example.com:3000")),
+            ("[2001:DB8::1]:80", Some("[2001:db8::1]")),
+            ("[::1]:8080", Some("[::1]:8080")),
+            ("", None),
+            (".", None),
+            ("a b", None),
+            ("a/b", None),
+            ("user@host", None),
+            ("a:b", None),
+            ("a:99999", None),
+            ("[::1", None),
+            ("[::1]x", None),
+            ("[nonsense]", None),
+            ("a..b", None),
+            ("shop.example.com\r\nx", None),
+        ] {
+            assert_eq!(canonical_host(from).as_deref(), to, "{from:?}");
+        }
+    }
+
+    #[test]
+    fn paths_have_one_spelling_and_lose_nothing() {
+        for (from, to) in [
+            ("/categories/%73hoes", "/categories/shoes"),
+            ("/Categories/SHOES", "/Categories/SHOES"),
+            ("/a%2fb%c3%a4", "/a%2Fb%C3%A4"),
+            ("/a//b/", "/a//b/"),
+            ("/ä b", "/%C3%A4%20b"),
+            ("/100%", "/100%25"),
+            ("/%7Euser/%2E", "/~user/."),
+        ] {
+            assert_eq!(normalize_path(from), to, "{from}");
+        }
+    }
+
+    #[test]
+    fn paths_that_two_servers_may_read_differently_are_suspicious() {
+        for path in ["//evil", "/a//b", "/a\\b", "/a%5Cb", "/a%2fb", "/a%00", "/a%0d", "/../x", "/a/./b", "/a/%2e%2E/b", "/a/..;x/b", "/%", "/%4", "/%zz", "", "a", "*"] {
+            assert!(is_suspicious_path(path), "{path}");
+        }
+        for path in ["/", "/categories/shoes", "/a.b/..c/d..", "/%C3%A4", "/a/", "/x;v=1", "/%7Euser"] {
+            assert!(!is_suspicious_path(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn queries_keep_what_matters_sorted() {
+        let allow = ["page".to_owned(), "sort".to_owned()];
+        let only = QueryRule { allow: Some(&allow), ignore: &[] };
+        let ignore = ["ref".to_owned()];
+        let all = QueryRule { allow: None, ignore: &ignore };
+        for (rule, from, to) in [
+            (all, "b=2&a=1", "a=1&b=2"),
+            (all, "a=2&b&a=1", "a=2&a=1&b"),
+            (all, "utm_source=x&UTM_Medium=y&gclid=1&fbclid=2&_rsc=3&srsltid=4&ref=5&page=2", "page=2"),
+            (all, "nxtPslug=x&nxtIy=1&__nextLocale=de&__next=1&nextPage=2", "nextPage=2"),
+            (all, "nxt%50slug=x&%75tm_source=EVIL&%5f_next=1", ""),
+            (all, "&&a=1&&", "a=1"),
+            (all, "q=%73hoes+red%2f", "q=shoes+red%2F"),
+            (all, "", ""),
+            (only, "sort=price&x=1&page=2", "page=2&sort=price"),
+            (only, "pa%67e=2", "page=2"),
+            (only, "x=1", ""),
+            (QueryRule { allow: Some(&[]), ignore: &[] }, "page=2", ""),
+        ] {
+            let query = reduce_query(from, rule);
+            assert_eq!(query.forward.as_deref().unwrap_or(""), to, "{from}");
+            assert_eq!(query.key, if to.is_empty() { String::new() } else { format!("?{to}") });
+        }
+        assert_eq!(strip_internal("b=2&nxtPx=1&a=%61"), "b=2&a=%61", "what passes keeps its order and spelling");
+        assert!(matches!(strip_internal("b=2&a=1"), Cow::Borrowed(_)));
+        assert_eq!(page_key("html_cache", "shop.example.com", "/", &reduce_query("a=1", all)), "html_cache:shop.example.com/?a=1");
+    }
+
+    proptest! {
+        #[test]
+        fn normalizing_twice_changes_nothing(path in "/(\\PC|%[0-9a-fA-F]{2}|[/.%;~a-c]){0,20}", query in "([a-c=&+%_]|%[0-9a-fA-F]{2}|utm_|nxtP|\\PC){0,20}") {
+            let once = normalize_path(&path).into_owned();
+            prop_assert_eq!(normalize_path(&once), once.as_str());
+            prop_assert!(once.bytes().all(|b| b.is_ascii_graphic()));
+            let reduced = reduce_query(&query, QueryRule::default());
+            let text = reduced.forward.clone().unwrap_or_default();
+            prop_assert!(text.bytes().all(|b| b.is_ascii_graphic()));
+            prop_assert_eq!(reduce_query(&text, QueryRule::default()), reduced);
+        }
+
+        #[test]
+        fn normalizing_keeps_the_meaning(path in "/(\\PC|%[0-9a-fA-F]{2}|[/.]){0,20}") {
+            // A percent sign that begins no escape is read as itself by decoders, and so is its normalized form.
+            let decode = |text: &str| percent_encoding::percent_decode_str(text).collect::<Vec<_>>();
+            prop_assert_eq!(decode(&normalize_path(&path)), decode(&path));
+            // Normalizing can neither make a plain path suspicious nor a suspicious one plain, but for bare percent signs, which it escapes.
+            let bare = path.replace("%25", "").split('%').skip(1).any(|rest| !rest.get(..2).is_some_and(|x| x.bytes().all(|b| b.is_ascii_hexdigit())));
+            if !bare {
+                prop_assert_eq!(is_suspicious_path(&path), is_suspicious_path(&normalize_path(&path)));
+            }
+        }
+
+        #[test]
+        fn what_was_dropped_is_not_forwarded(value in "[a-z]{1,8}", escaped in any::<bool>()) {
+            let name = if escaped { "%75tm_source" } else { "utm_source" };
+            let query = reduce_query(&format!("a=1&{name}=SECRET{value}"), QueryRule::default());
+            prop_assert_eq!(query.forward.as_deref(), Some("a=1"));
+        }
+
+        #[test]
+        fn no_text_breaks_the_reader(text in "\\PC*", bytes in proptest::collection::vec(any::<u8>(), 0..40)) {
+            let lossy = String::from_utf8_lossy(&bytes);
+            for text in [text.as_str(), &lossy] {
+                canonical_host(text);
+                normalize_path(text);
+                is_suspicious_path(text);
+                reduce_query(text, QueryRule::default());
+            }
+        }
+    }
+}
