@@ -57,8 +57,8 @@ Try it (each line as it is; `jq` is not needed):
     curl -si -H "Authorization: Bearer $TOKEN" http://localhost:8000/api/members
 
   one order, sent twice: the second answer is a replay
-    curl -si -X POST -H 'Idempotency-Key: order-1' -H 'Content-Type: application/json' -d '{"product":1}' http://localhost:8000/api/orders
-    curl -si -X POST -H 'Idempotency-Key: order-1' -H 'Content-Type: application/json' -d '{"product":1}' http://localhost:8000/api/orders
+    curl -si -X POST -H 'Idempotency-Key: order-1' -H 'Content-Type: application/json' -d '{"items":[{"product_id":1}]}' http://localhost:8000/api/orders
+    curl -si -X POST -H 'Idempotency-Key: order-1' -H 'Content-Type: application/json' -d '{"items":[{"product_id":1}]}' http://localhost:8000/api/orders
     curl -s http://localhost:5003/_stub/ledger
 
   a refresh: ignored without the warm-up token, done with it

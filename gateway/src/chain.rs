@@ -29,6 +29,7 @@ pub struct Chain {
     end: Vec<u16>,
     log: Vec<u16>,
     reads_body: Option<usize>,
+    changes_bodies: bool,
 }
 
 impl Chain {
@@ -51,6 +52,7 @@ impl Chain {
             body: reversed(Phases::BODY),
             end: reversed(Phases::END),
             log: reversed(Phases::LOG),
+            changes_bodies: links.iter().any(|l| l.plugin.phases().has(Phases::BODY) && l.plugin.changes_body()),
             reads_body: links.iter().filter_map(|l| l.plugin.reads_body()).max(),
             links,
         }
@@ -66,9 +68,9 @@ impl Chain {
         self.reads_body
     }
 
-    /// Whether any plugin looks at bodies of answers.
-    pub fn sees_bodies(&self) -> bool {
-        !self.body.is_empty()
+    /// Whether a plugin may change the length of answers.
+    pub fn changes_bodies(&self) -> bool {
+        self.changes_bodies
     }
 
     /// Last changes towards the upstream.

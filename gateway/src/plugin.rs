@@ -98,6 +98,12 @@ pub trait Plugin: Send + Sync + 'static {
     /// Change of the answer for this client; also runs for replies made here.
     fn response(&self, _cx: &mut RequestContext, _res: &mut response::Parts) {}
 
+    /// Whether [`Plugin::body`] may change the body's length. A plugin that only looks says no, and the answer keeps its
+    /// `Content-Length`.
+    fn changes_body(&self) -> bool {
+        true
+    }
+
     /// A piece of the answer's body on its way to the client; `last` comes once, perhaps with no bytes.
     fn body(&self, _cx: &mut RequestContext, _chunk: &mut Bytes, _last: bool) {}
 

@@ -44,11 +44,11 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
             work.bypass(told.reason);
             return work.error(&none, status, told.reason).await;
         }
-        Class::Health => {
-            let reply = Reply::json("weir", StatusCode::OK, &serde_json::json!({ "status": "ok" })).with("cache-control", "no-store");
-            return work.reply(&none, reply).await;
-        }
+        Class::Health => return healthy(work, &none).await,
         _ => {}
+    }
+    if told.monitor && told.class == Class::Document {
+        return watched(work, edge, &request).await;
     }
     classify::strip_request_headers(&mut request.headers, &told);
     if let Some(query) = request.uri.query()
@@ -133,6 +133,32 @@ impl<D: Downstream> Work<'_, D> {
             report.key = Some(key.to_string());
         }
     }
+}
+
+/// Weir is there: no token, no upstream.
+async fn healthy<D: Downstream>(work: &mut Work<'_, D>, none: &Chain) {
+    let reply = Reply::json("weir", StatusCode::OK, &serde_json::json!({ "status": "ok" })).with("cache-control", "no-store");
+    work.reply(none, reply).await;
+}
+
+/// A monitoring service looks at a page: it gets what is in memory, fresh or not, and never costs the origin a request.
+async fn watched<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: &request::Parts) {
+    let none = Chain::default();
+    let https = work.cx.client.scheme == Scheme::Https;
+    let plan = edge.pages.plan(https, &work.cx.client.host, &request.uri);
+    let cache = &work.weir.environment.cache;
+    let Some(entry) = plan.as_ref().and_then(|p| cache.peek(&p.plan.epoch, &p.plan.key)) else {
+        work.bypass("monitor");
+        return healthy(work, &none).await;
+    };
+    let now = weir_cache::clock::now();
+    let verdict = if entry.is_fresh(now) { Verdict::Hit } else { Verdict::Stale };
+    work.cx.report = Some(Report { detail: Some("monitor"), ttl: Some(entry.ttl(now)), age: Some(entry.age(now)), ..Report::new(verdict) });
+    let mut parts = http::Response::new(()).into_parts().0;
+    parts.status = entry.status();
+    parts.headers = entry.headers();
+    work.cx.answered_by = "cache";
+    work.whole(&none, parts, entry.body().clone(), weir_gateway::plugin::Ending::NotSent).await;
 }
 
 /// A document that a rule wants cached.

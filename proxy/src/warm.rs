@@ -120,14 +120,19 @@ async fn one(weir: &Arc<Weir>, text: String, timeout: Duration) -> Warmed {
     Warmed { target: text, result, verdict: sink.verdict, took: began.elapsed() }
 }
 
-/// The host under which visitors ask: keys are made of it.
+/// The host under which visitors ask: keys are made of it. Where none is configured, this machine's own name for itself.
 fn default_host(weir: &Weir, kind: DoorKind) -> Option<String> {
     let live = weir.live.load();
-    let edge = live.edge.as_ref()?;
-    match kind {
-        DoorKind::Edge => edge.config.canonical_host.clone().or_else(|| edge.config.hosts.first().cloned()),
-        DoorKind::Gateway => edge.config.hosts.first().cloned(),
-    }
+    let (listen, named) = match (kind, &live.edge) {
+        (DoorKind::Edge, Some(edge)) => {
+            (edge.config.listen.clone(), edge.config.canonical_host.clone().or_else(|| edge.config.hosts.first().cloned()))
+        }
+        (DoorKind::Gateway, edge) => {
+            (live.document.gateway.as_ref()?.listen.clone(), edge.as_ref().and_then(|e| e.config.hosts.first().cloned()))
+        }
+        (DoorKind::Edge, None) => return None,
+    };
+    named.or_else(|| listen.rsplit_once(':').map(|(_, port)| format!("localhost:{port}")))
 }
 
 /// A client that only counts.

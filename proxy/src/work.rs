@@ -142,7 +142,7 @@ impl<D: Downstream> Work<'_, D> {
         } else {
             parts.headers.remove(header::CONTENT_LENGTH);
             match length {
-                Some(length) if !chain.sees_bodies() => AnswerBody::Length(length),
+                Some(length) if !chain.changes_bodies() => AnswerBody::Length(length),
                 _ => AnswerBody::Unknown,
             }
         };
