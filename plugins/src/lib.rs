@@ -75,8 +75,10 @@ struct Kind {
     example: &'static str,
     schema: fn() -> serde_json::Value,
     check: fn(&Node) -> Vec<Diagnostic>,
-    build: fn(&Node, &BuildEnv<'_>, &Live) -> Result<Arc<dyn Plugin>, Vec<Diagnostic>>,
+    build: fn(&Node, &BuildEnv<'_>, &Live) -> Made,
 }
+
+type Made = Result<Arc<dyn Plugin>, Vec<Diagnostic>>;
 
 const fn kind<C: Configured>() -> Kind {
     Kind {
@@ -125,7 +127,11 @@ impl PluginCatalog for Plugins {
 impl Register for Plugins {
     fn build(&self, entry: &PluginEntry, env: &BuildEnv<'_>) -> Result<Arc<dyn Plugin>, Vec<Diagnostic>> {
         match find(&entry.name) {
-            Some(kind) => (kind.build)(&entry.config, env, &self.live),
+            // An empty list means "reported already". A plugin that may have kept people out must not just be missing.
+            Some(kind) => (kind.build)(&entry.config, env, &self.live).map_err(|errors| match errors.is_empty() {
+                true => vec![Diagnostic::error("plugin-config", entry.config.span(), format!("the configuration of `{}` is not complete", entry.name))],
+                false => errors,
+            }),
             None => Err(vec![Diagnostic::error("unknown-plugin", &entry.name_span, format!("unknown plugin `{}`", entry.name))]),
         }
     }
@@ -215,11 +221,43 @@ mod tests {
         }
     }
 
+    /// What the plugin of each example in the manual does with a plain GET and a plain POST.
     #[tokio::test]
-    async fn every_example_of_the_manual_makes_a_plugin() {
+    async fn every_example_of_the_manual_runs() {
         for page in manual() {
             let rig = testing::Rig::new(&[(page.name, page.example)]);
-            assert_eq!(rig.names(), [page.name]);
+            let get = rig.run(testing::get("/a?page=2&x=1")).await;
+            let post = rig.run(testing::ask("POST", "/a")).await;
+            let told = |name: &str| get.header(name).map(str::to_owned);
+            let (statuses, shown) = match page.name {
+                "correlation-id" => ([200, 200], told("x-correlation-id").map(|_| "an id".into())),
+                "cors" => ([200, 200], told("access-control-expose-headers")),
+                "token-validator" => ([401, 401], told("www-authenticate")),
+                "rate-limiting" => ([200, 200], told("x-ratelimit-remaining-second")),
+                "idempotency" => ([200, 400], Some(post.body.clone())),
+                "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
+                other => panic!("{other} has no line here"),
+            };
+            assert_eq!([get.status(), post.status()], statuses, "{}", page.name);
+            let expected = match page.name {
+                "correlation-id" => "an id",
+                "cors" => "X-Cache-Status",
+                "token-validator" => "Bearer realm=\"api\"",
+                "rate-limiting" => "49",
+                "idempotency" => r#"{"message":"Idempotency-Key is required for this request"}"#,
+                _ => "cache:GET:/a?page=2",
+            };
+            assert_eq!(shown.as_deref(), Some(expected), "{}", page.name);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_made_is_never_silently_missing() {
+        let env = testing::environment(Store::memory());
+        let env = BuildEnv { environment: &env, scope: "global".into(), consumers: &Arc::default() };
+        for (name, config) in [("token-validator", "{}"), ("no-such-plugin", "{}")] {
+            let errors = register().build(&testing::entry(name, config), &env).err().unwrap_or_default();
+            assert!(!errors.is_empty(), "{name}");
         }
     }
 

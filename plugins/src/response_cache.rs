@@ -397,6 +397,65 @@ mod tests {
         assert_eq!(by_host.headers["x-forwarded-host"], "api.example");
     }
 
+    /// An origin that answers 200 with a number that counts its calls.
+    struct Origin(std::sync::atomic::AtomicU64);
+
+    struct Whole(Option<bytes::Bytes>);
+
+    #[async_trait::async_trait]
+    impl weir_cache::BodyReader for Whole {
+        async fn chunk(&mut self) -> Result<Option<bytes::Bytes>, weir_cache::FetchError> {
+            Ok(self.0.take())
+        }
+    }
+
+    #[async_trait::async_trait]
+    impl weir_cache::Fetch for Origin {
+        async fn fetch(&self, _: HeaderMap) -> Result<weir_cache::Fetched, weir_cache::FetchError> {
+            let number = self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
+            let parts = http::Response::new(()).into_parts().0;
+            Ok(weir_cache::Fetched { parts, body: Box::new(Whole(Some(number.to_string().into()))) })
+        }
+    }
+
+    async fn served(rig: &Rig, plan: &Plan, origin: &Arc<Origin>) -> String {
+        let asked = weir_cache::CacheRequest { method: Method::GET, headers: HeaderMap::new(), refresh: false, fill_is_own: true };
+        match rig.environment.cache.serve(plan, &asked, origin.clone()).await {
+            weir_cache::Outcome::Stored(answer) => String::from_utf8_lossy(&answer.body).into_owned(),
+            weir_cache::Outcome::Filling(mut stream) => {
+                let mut body = String::new();
+                while let Some(piece) = stream.body.chunk().await.unwrap() {
+                    body.push_str(&String::from_utf8_lossy(&piece));
+                }
+                body
+            }
+            _ => panic!("the engine does not serve this plan"),
+        }
+    }
+
+    #[tokio::test]
+    async fn the_engine_keeps_what_is_planned_until_an_unsafe_request_succeeds() {
+        let rig = Rig::new(&[("response-cache", "{}")]);
+        let plan = rig.run(get("/api/home?b=1&a=2")).await.cx.plan.unwrap();
+        let origin = Arc::new(Origin(0.into()));
+        assert_eq!(served(&rig, &plan, &origin).await, "1");
+        assert_eq!(served(&rig, &plan, &origin).await, "1");
+        // Another URL, and a failure, leave it.
+        rig.run(ask("POST", "/api/home")).await;
+        let failing = Rig::with(rig.environment.clone(), &crate::register(), &[("response-cache", "{}")]).upstream_status(409);
+        failing.run(ask("DELETE", "/api/home?a=2&b=1")).await;
+        tokio::task::yield_now().await;
+        assert_eq!(served(&rig, &plan, &origin).await, "1");
+        rig.run(ask("PUT", "/api/home?a=2&b=1").with("Authorization", "Bearer x")).await;
+        for _ in 0..1000 {
+            if rig.environment.cache.peek(&plan.epoch, &plan.key).is_none() {
+                break;
+            }
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(served(&rig, &plan, &origin).await, "2");
+    }
+
     #[tokio::test]
     async fn the_older_name_is_the_same_plugin() {
         assert_eq!(Rig::new(&[("simple-redis-cache", "{}")]).names(), ["response-cache"]);

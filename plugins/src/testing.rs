@@ -45,7 +45,7 @@ pub(crate) fn environment(store: Store) -> Arc<Environment> {
     Arc::new(Environment { store, cache, client: OwnClient::new(), metrics: Arc::new(Metrics::new()), endpoints: Endpoints::default() })
 }
 
-fn entry(name: &str, config: &str) -> PluginEntry {
+pub(crate) fn entry(name: &str, config: &str) -> PluginEntry {
     let config = Node::parse(config).unwrap_or_else(|e| panic!("{name}: {e}"));
     PluginEntry {
         name: name.into(),

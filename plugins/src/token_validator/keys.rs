@@ -8,6 +8,8 @@ use std::collections::{BTreeMap, HashSet};
 pub(super) struct Key {
     key: DecodingKey,
     algorithms: Vec<Algorithm>,
+    /// Shorter than the hash (RFC 7518 section 3.2 wants at least its 32 bytes): may be guessed from one token.
+    pub(super) weak: bool,
 }
 
 impl Key {
@@ -16,7 +18,7 @@ impl Key {
         if secret.is_empty() {
             return Err("the secret is empty".into());
         }
-        Key::new(DecodingKey::from_secret(secret), Algorithm::HS256, algorithms)
+        Key::new(DecodingKey::from_secret(secret), Algorithm::HS256, algorithms).map(|key| Key { weak: secret.len() < 32, ..key })
     }
 
     /// A public key in PEM; its kind gives the algorithm if none is given.
@@ -58,7 +60,7 @@ impl Key {
             return Err(format!("{odd:?} does not go with {kind}"));
         }
         let algorithms = if algorithms.is_empty() { vec![own] } else { algorithms.to_vec() };
-        Ok(Key { key, algorithms })
+        Ok(Key { key, algorithms, weak: false })
     }
 }
 
@@ -73,10 +75,7 @@ pub(super) struct Keys {
 
 impl Keys {
     pub(super) fn new(required: &[String], issuers: Vec<String>, audiences: Vec<String>, leeway: u64) -> Keys {
-        let mut validation = Validation::default();
-        validation.leeway = leeway.min(86_400);
-        validation.validate_exp = true;
-        validation.validate_nbf = true;
+        let mut validation = Validation { leeway: leeway.min(86_400), validate_exp: true, validate_nbf: true, ..Validation::default() };
         let mut needed: HashSet<String> = required.iter().cloned().collect();
         // A check that a token could escape by leaving the claim out would be none.
         if !issuers.is_empty() {

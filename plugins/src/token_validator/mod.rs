@@ -75,6 +75,9 @@ identity_headers:
     }
 
     fn build(ready: Rules, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin> {
+        if ready.keys.default.iter().chain(ready.keys.by_kid.values()).any(|key| key.weak) {
+            tracing::warn!(plugin = Config::NAME, scope = env.scope, "a secret is shorter than 32 bytes and may be guessed");
+        }
         let memory = live.tokens.of(&ready);
         Arc::new(TokenValidator { rules: ready, memory, environment: env.environment.clone() })
     }
