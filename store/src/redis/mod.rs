@@ -1,7 +1,7 @@
 //! The Redis back end: one server, a master behind sentinels, or a cluster; Redis 6.0 or newer.
 //!
 //! - [`Store::open`](crate::Store::open) never fails because Redis is away: a task connects, again and again, with growing delays.
-//! - Every call ends within the deadline and goes through a breaker: see [`StoreOptions`](crate::StoreOptions).
+//! - Every call ends within the deadline and goes through a breaker: see [`StoreOptions`].
 //! - What must happen in one piece is a script. On a Cluster all keys of one script must lie in one slot. For the keys of one entry the store
 //!   sees to that itself; counters that are taken together must carry one hash tag of the caller's choice: `{alice}:second`, `{alice}:minute`.
 //! - Redis replicates without waiting: a failover can forget the last writes, locks too. Fences start at Redis' clock and so still rise.
