@@ -228,7 +228,7 @@ impl<D: Downstream> Work<'_, D> {
                     break;
                 }
                 Err(error) => {
-                    self.body_refused(chain, error).await;
+                    self.body_refused(chain, error, Ending::NotSent).await;
                     return false;
                 }
             }
@@ -245,17 +245,22 @@ impl<D: Downstream> Work<'_, D> {
     }
 
     /// Tells a client what is wrong with its body, if it is there to hear it.
-    async fn body_refused(&mut self, chain: &Chain, error: ClientError) {
+    async fn body_refused(&mut self, chain: &Chain, error: ClientError, ending: Ending) {
         self.client_failed(error);
-        match error {
-            ClientError::TooLarge => {
-                let limit = self.live.settings.max_body;
-                self.error(chain, StatusCode::PAYLOAD_TOO_LARGE, &format!("Request body larger than {limit} bytes")).await;
+        let limit = self.live.settings.max_body;
+        let (status, message) = match error {
+            ClientError::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, format!("Request body larger than {limit} bytes")),
+            ClientError::Malformed => (StatusCode::BAD_REQUEST, "Malformed request body".into()),
+            ClientError::Slow => (StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time".into()),
+            ClientError::Gone => {
+                chain.end(&mut self.cx, ending).await;
+                return self.down.abort();
             }
-            ClientError::Malformed => self.error(chain, StatusCode::BAD_REQUEST, "Malformed request body").await,
-            ClientError::Slow => self.error(chain, StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time").await,
-            ClientError::Gone => self.down.abort(),
-        }
+        };
+        let reply = Reply::error("weir", &self.cx, self.accept.as_ref(), status, &message);
+        self.cx.answered_by = reply.by;
+        let (parts, body) = reply.into_parts();
+        self.whole(chain, parts, body, ending).await;
     }
 
     /// Asks the service and passes its answer on.
@@ -289,10 +294,7 @@ impl<D: Downstream> Work<'_, D> {
                 let (length, empty) = (body.length, body.empty);
                 self.streamed(chain, parts, &mut body, length, empty).await;
             }
-            Err(ForwardError::Client(error)) => {
-                chain.end(&mut self.cx, Ending::Broken).await;
-                self.body_refused(&Chain::default(), error).await;
-            }
+            Err(ForwardError::Client(error)) => self.body_refused(chain, error, Ending::Broken).await,
             Err(ForwardError::Upstream(error)) => self.upstream_failed(chain, &error).await,
         }
     }
