@@ -4,7 +4,7 @@ use crate::de::{lenient_bool, lenient_number};
 use crate::decode::quoted;
 use crate::node::Kind;
 use crate::scalars::check_format;
-use crate::words::{did_you_mean, listed, nearest};
+use crate::words::{MOST_HINTS, did_you_mean, listed, nearest};
 use crate::{Diagnostic, Node};
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -144,6 +144,8 @@ impl<'a> Walk<'a> {
             && let Some(result) = check_format(format, &text)
         {
             if let Err(why) = result {
+                // What came from the environment may be a secret in the wrong place.
+                let why = if node.source().expanded { without_quotes(&why) } else { why };
                 found.push(Diagnostic::error("value", node.span(), why));
             }
             return;
@@ -165,7 +167,8 @@ impl<'a> Walk<'a> {
             && let Ok(regex) = regex::Regex::new(pattern)
             && !regex.is_match(&text)
         {
-            let shown = quoted(node, key).unwrap_or_else(|| "this".into());
+            let secret = rules.get("format").and_then(Value::as_str) == Some("password");
+            let shown = quoted(node, key).filter(|_| !secret).unwrap_or_else(|| "this".into());
             let hint = rules.get("examples").and_then(|e| e.get(0)).map(|example| format!("an example: `{}`", word_text(example)));
             found.push(Diagnostic::error("value", node.span(), format!("{shown} does not match `{pattern}`")).maybe_hint(hint));
         }
@@ -253,6 +256,7 @@ impl<'a> Walk<'a> {
             .filter_map(|(pattern, schema)| Some((regex::Regex::new(pattern).ok()?, schema)))
             .collect();
         let mut meant: Vec<&str> = Vec::new();
+        let mut strangers = 0;
         for (key, value) in node.entries() {
             let name = keys.aliases.get(key.name.as_str()).copied().unwrap_or(&key.name);
             if let Some(names) = rules.get("propertyNames") {
@@ -280,7 +284,10 @@ impl<'a> Walk<'a> {
                 if !value.is_null() {
                     self.value(value, schema, Some(&key.name), found);
                 }
+            } else if closed && strangers >= MOST_HINTS {
+                found.push(Diagnostic::error("unknown-key", &key.span, format!("unknown key `{}`", key.name)));
             } else if closed {
+                strangers += 1;
                 meant.extend(nearest(&key.name, keys.known.iter().map(|(name, _)| *name)));
                 let hint = did_you_mean(&key.name, keys.known.iter().map(|(name, _)| *name))
                     .or_else(|| (!keys.known.is_empty()).then(|| format!("known here: {}", listed(keys.known.iter().map(|(name, _)| *name), 12).replace(" or ", " and "))));
@@ -471,6 +478,12 @@ fn wrong_type(node: &Node, wanted: &str, types: &[&str], key: Option<&str>) -> D
     };
     let wanted = wanted.trim_end_matches(',');
     Diagnostic::error("type", node.span(), format!("{wanted} is wanted here, not {}", node.describe())).maybe_hint(hint)
+}
+
+/// A message with everything in backquotes left out.
+fn without_quotes(message: &str) -> String {
+    let parts: Vec<&str> = message.split('`').enumerate().map(|(index, part)| if index % 2 == 0 { part } else { "…" }).collect();
+    parts.join("`")
 }
 
 /// `{vault://env/NAME}` without quotes is a mapping to YAML.

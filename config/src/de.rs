@@ -113,7 +113,7 @@ impl<'a> NodeDe<'a> {
             },
             Kind::String(text) => visitor.visit_str(text),
             Kind::Seq(items) => visitor.visit_seq(SeqAccess { items: items.iter() }),
-            Kind::Map(entries) => visitor.visit_map(MapAccess { entries: entries.iter(), value: None, secret: false }),
+            Kind::Map(entries) => visitor.visit_map(MapAccess { entries: entries.iter(), entry: None }),
         }
         .map_err(|error| error.at(node))
     }
@@ -220,8 +220,8 @@ impl<'de> de::SeqAccess<'de> for SeqAccess<'_> {
 
 struct MapAccess<'a> {
     entries: std::slice::Iter<'a, (crate::node::Key, Node)>,
-    value: Option<&'a Node>,
-    secret: bool,
+    /// The entry whose key was handed out and whose value is due.
+    entry: Option<&'a (crate::node::Key, Node)>,
 }
 
 impl<'de> de::MapAccess<'de> for MapAccess<'_> {
@@ -229,9 +229,8 @@ impl<'de> de::MapAccess<'de> for MapAccess<'_> {
 
     fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, DeError> {
         // A null value is as good as no entry, as in Kong.
-        let Some((key, value)) = self.entries.by_ref().find(|(_, value)| !value.is_null()) else { return Ok(None) };
-        self.value = Some(value);
-        self.secret = is_secret_key(&key.name);
+        self.entry = self.entries.by_ref().find(|(_, value)| !value.is_null());
+        let Some((key, _)) = self.entry else { return Ok(None) };
         let name: de::value::StrDeserializer<'_, DeError> = key.name.as_str().into_deserializer();
         seed.deserialize(name).map(Some).map_err(|mut error| {
             error.span.get_or_insert_with(|| key.span.clone());
@@ -240,10 +239,10 @@ impl<'de> de::MapAccess<'de> for MapAccess<'_> {
     }
 
     fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, DeError> {
-        let Some(node) = self.value.take() else { return Err(de::Error::custom("a value without a key")) };
+        let Some((key, node)) = self.entry.take() else { return Err(de::Error::custom("a value without a key")) };
         seed.deserialize(NodeDe(node)).map_err(|error| {
             let mut error = error.at(node);
-            error.secret |= self.secret;
+            error.secret |= is_secret_key(&key.name);
             error
         })
     }

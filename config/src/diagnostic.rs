@@ -37,7 +37,10 @@ pub struct Diagnostic {
     pub message: String,
     /// What to do about it.
     pub hint: Option<String>,
-    /// Stable short name of the kind of finding, like `unknown-key`.
+    /// Stable short name of the kind of finding: `yaml`, `encoding`, `empty`, `too-deep`, `too-large`, `duplicate-key`, `file`,
+    /// `env-missing`, `env-syntax`, `vault`, `type`, `value`, `unknown-key`, `missing-key`, `duplicate-name`, `reference`,
+    /// `missing-reference`, `unknown-plugin`, `duplicate-plugin`, `unsupported`, `format-version`, `regex`, `path`, `path-regex`,
+    /// `shadowed`, `metadata`, `secret`.
     pub code: &'static str,
 }
 
@@ -110,7 +113,7 @@ impl fmt::Display for Diagnostic {
             };
         };
         let shown = mask::line(source, self.span.line, line, self.span.column, self.span.len);
-        let (text, start, len) = window(&shown.text, shown.start, shown.len);
+        let (text, start, len) = window(&shown.text, shown.start, shown.len, shown.cut);
         let number = self.span.line.to_string();
         write!(f, "\n {number} | {text}\n {:width$} | {:start$}{}", "", "", "^".repeat(len.max(1)), width = number.len())?;
         match &self.hint {
@@ -121,11 +124,11 @@ impl fmt::Display for Diagnostic {
 }
 
 /// Cuts a line to what fits around the marked part and makes it harmless to print. Positions are in characters from 0.
-fn window(line: &str, start: usize, len: usize) -> (String, usize, usize) {
+fn window(line: &str, start: usize, len: usize, cut: bool) -> (String, usize, usize) {
     let chars: Vec<char> = line.trim_end().chars().map(printable).collect();
     let start = start.min(chars.len());
     let len = len.min(chars.len().saturating_sub(start)).min(WIDEST / 2);
-    if chars.len() <= WIDEST {
+    if chars.len() <= WIDEST && !cut {
         return (chars.into_iter().collect(), start, len);
     }
     let from = start.saturating_sub(WIDEST / 4);

@@ -3,7 +3,7 @@
 use crate::document::Document;
 use crate::node::Kind;
 use crate::reader::Context;
-use crate::words::did_you_mean;
+use crate::words::{MOST_HINTS, did_you_mean};
 use crate::{Diagnostic, Diagnostics, LoadOptions, Node, PluginCatalog, Source, kong, parse, secrets, weir};
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
@@ -152,7 +152,7 @@ fn load(cx: &Context<'_>, source: &std::sync::Arc<Source>) -> Option<Document> {
     } else if !own {
         // Not one key is known: say once what kinds of file there are, then name the keys.
         let known = weir::SECTIONS.iter().chain(kong::TOP_KEYS.iter()).copied();
-        for (key, _) in node.entries() {
+        for (key, _) in node.entries().iter().take(MOST_HINTS) {
             let hint = did_you_mean(&key.name, known.clone());
             cx.error("unknown-key", &key.span, format!("unknown key `{}`", key.name), hint.or_else(|| Some("a file has Weir's sections (edge, gateway, …) or Kong's (services, …)".into())));
         }

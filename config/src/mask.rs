@@ -1,21 +1,23 @@
 //! Keeps secrets out of the source lines that diagnostics show.
 
 use crate::span::Source;
+use std::sync::Arc;
 
 /// Whether a value under this key is a secret. Wide on purpose: it only decides what is hidden.
 pub fn is_secret_key(key: &str) -> bool {
     let key = key.to_ascii_lowercase();
     let last = key.rsplit(['.', '/']).next().unwrap_or(&key);
-    ["secret", "token", "password", "passwd", "passphrase", "authorization"].iter().any(|word| last.ends_with(word))
-        || matches!(last, "key" | "apikey" | "pass" | "key_alt" | "proxy-authorization" | "secrets" | "tokens" | "passwords" | "credentials")
-        || last.ends_with("_key")
-        || last.ends_with("-key")
-        || last.ends_with("apikey")
-        || last.ends_with("_pass")
+    names_a_secret(last)
         // A slip in the key is the very thing that a diagnostic shows the line for.
         || ["secret", "token", "password", "client_secret", "api_key", "private_key"]
             .iter()
             .any(|word| last.len().abs_diff(word.len()) <= 2 && strsim::damerau_levenshtein(last, word) <= word.len() / 4)
+}
+
+/// The same for keys in lower case that are spelled right.
+pub fn names_a_secret(key: &str) -> bool {
+    ["secret", "token", "password", "passwd", "passphrase", "authorization", "_key", "-key", "apikey", "_pass"].iter().any(|word| key.ends_with(word))
+        || matches!(key, "key" | "pass" | "key_alt" | "secrets" | "tokens" | "passwords" | "credentials")
 }
 
 /// A line with its secrets replaced, and where the marked part is now (characters, from 0).
@@ -26,25 +28,58 @@ pub struct Masked {
     pub start: usize,
     /// Length of the marked part.
     pub len: usize,
+    /// Whether this is only a part of the line.
+    pub cut: bool,
 }
 
 const STARS: &str = "***";
 
-/// Masks line `number` of a source; `column` counts from 1.
-pub fn line(source: &Source, number: u32, text: &str, column: u32, len: u32) -> Masked {
+/// Where a line's secrets are; kept by the source, for a file of one long line is asked for it again and again.
+pub struct Secrets {
+    line: u32,
+    chars: Vec<char>,
+    hidden: Vec<(usize, usize)>,
+}
+
+/// So much of a line is looked at around the marked part.
+const AROUND: usize = 1000;
+
+fn secrets(source: &Source, number: u32, text: &str) -> Arc<Secrets> {
+    let mut known = source.secrets.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if let Some(known) = known.as_ref().filter(|known| known.line == number) {
+        return known.clone();
+    }
     let chars: Vec<char> = text.chars().collect();
     let mut hidden = inline_secrets(&chars);
     if hidden.is_empty() && continues_a_secret(source, number, text) {
         let from = chars.iter().position(|c| !c.is_whitespace()).unwrap_or(0);
         hidden.push((from, chars.len()));
     }
+    let made = Arc::new(Secrets { line: number, chars, hidden });
+    *known = Some(made.clone());
+    made
+}
+
+/// Masks line `number` of a source; `column` counts from 1.
+pub fn line(source: &Source, number: u32, text: &str, column: u32, len: u32) -> Masked {
+    let secrets = secrets(source, number, text);
     let start = (column as usize).saturating_sub(1);
     let end = start + len as usize;
-    let mut out = String::with_capacity(text.len());
+    // A cut never goes through a secret: it would leave the rest of it in the clear.
+    let outside = |at: usize, to_end: bool| match secrets.hidden.iter().find(|(from, to)| *from < at && at < *to) {
+        Some((from, to)) => if to_end { *to } else { *from },
+        None => at,
+    };
+    let first = outside(start.saturating_sub(AROUND).min(secrets.chars.len()), false);
+    let last = outside(end.saturating_add(AROUND).min(secrets.chars.len()), true);
+    let chars = &secrets.chars[first..last];
+    let hidden = secrets.hidden.iter().filter(|(from, to)| *from >= first && *to <= last).map(|(from, to)| (from - first, to - first));
+    let (start, end) = (start - first.min(start), end - first.min(end));
+    let mut out = String::with_capacity(chars.len());
     let (mut new_start, mut new_end) = (None, None);
     let mut written = 0;
     let mut at = 0;
-    let mut ranges = hidden.into_iter().peekable();
+    let mut ranges = hidden.peekable();
     while at < chars.len() {
         if let Some(&(from, to)) = ranges.peek()
             && at == from
@@ -73,12 +108,13 @@ pub fn line(source: &Source, number: u32, text: &str, column: u32, len: u32) -> 
     }
     let new_start = new_start.unwrap_or(written);
     let new_end = new_end.unwrap_or(written).max(new_start);
-    Masked { text: out, start: new_start, len: if len == 0 { 0 } else { new_end - new_start } }
+    Masked { text: out, start: new_start, len: if len == 0 { 0 } else { new_end - new_start }, cut: first > 0 || last < secrets.chars.len() }
 }
 
 /// Ranges of characters that hold the values of secret keys, or the user part of a URL. Ordered, not overlapping.
 fn inline_secrets(chars: &[char]) -> Vec<(usize, usize)> {
     let mut found = Vec::new();
+    let flow = chars.iter().position(|c| matches!(c, '{' | '[')).unwrap_or(chars.len());
     let mut at = 0;
     while at < chars.len() {
         if chars[at] == ':' {
@@ -87,7 +123,7 @@ fn inline_secrets(chars: &[char]) -> Vec<(usize, usize)> {
                 found.push(range);
                 continue;
             }
-            if let Some(range) = keyed_value(chars, at) {
+            if let Some(range) = keyed_value(chars, at, flow) {
                 at = range.1;
                 found.push(range);
                 continue;
@@ -106,12 +142,20 @@ fn userinfo(chars: &[char], at: usize) -> Option<(usize, usize)> {
     let from = at + 3;
     let rest = &chars[from..];
     let authority = rest.iter().position(|c| c.is_whitespace() || matches!(c, '/' | '"' | '\'')).unwrap_or(rest.len());
-    let to = rest[..authority].iter().rposition(|c| *c == '@')?;
-    (to > 0).then_some((from, from + to))
+    let rest = &rest[..authority];
+    if let Some(to) = rest.iter().rposition(|c| *c == '@') {
+        return (to > 0).then_some((from, from + to));
+    }
+    // `//user:password` whose `@` was forgotten: what looks like a port and is none.
+    let colon = rest.iter().position(|c| *c == ':')?;
+    let port = &rest[colon + 1..];
+    let odd = port.iter().any(|c| c.is_alphabetic()) && !rest.iter().any(|c| matches!(c, '[' | '{' | ','));
+    let listed = rest.iter().any(|c| *c == ',') && !rest.contains(&'{') && rest.split(|c| *c == ',').any(|host| host.iter().skip_while(|c| **c != ':').any(|c| c.is_alphabetic()));
+    (odd || listed).then_some((from, from + rest.len()))
 }
 
-/// `secret: value` at the colon `at`: the value, to the end of the line, of the quotes or of the flow item.
-fn keyed_value(chars: &[char], at: usize) -> Option<(usize, usize)> {
+/// `secret: value` at the colon `at`, where the first bracket of the line is at `flow`: the value, to the end of the line, of the quotes or of the flow item.
+fn keyed_value(chars: &[char], at: usize, flow: usize) -> Option<(usize, usize)> {
     let mut end = at;
     while end > 0 && (chars[end - 1].is_whitespace() || matches!(chars[end - 1], '"' | '\'')) {
         end -= 1;
@@ -134,7 +178,7 @@ fn keyed_value(chars: &[char], at: usize) -> Option<(usize, usize)> {
     }
     let to = if first == '"' || first == '\'' {
         chars[from + 1..].iter().position(|c| *c == first).map_or(chars.len(), |p| from + 1 + p + 1)
-    } else if flow_before(chars, start) {
+    } else if flow < start {
         // Inside `{ … }` a `${…}` may hold the closing brace that would end the item.
         let mut depth = 0i32;
         let mut to = from;
@@ -165,10 +209,6 @@ fn is_reference(value: &str) -> bool {
         return true;
     }
     (value.starts_with("{vault://") && value.ends_with('}')) || matches!(value, "true" | "false" | "null" | "~")
-}
-
-fn flow_before(chars: &[char], at: usize) -> bool {
-    chars[..at].iter().any(|c| matches!(c, '{' | '['))
 }
 
 /// Whether the line belongs to a value that began on an earlier line, under a secret key: block scalars, quoted texts over
@@ -224,6 +264,8 @@ mod tests {
         assert_eq!(masked("  secert: hunter2"), "  secert: ***");
         assert_eq!(masked("- \"X-API-Key:hunter2\""), "- \"X-API-Key:***");
         assert_eq!(masked("{\"key\": \"hunter2\", \"a\": 1}"), "{\"key\": ***, \"a\": 1}");
+        assert_eq!(masked("store: redis://user:hunter2"), "store: redis://***");
+        assert_eq!(masked("store: redis://a:1,b:2 # http://[::1]:80"), "store: redis://a:1,b:2 # http://[::1]:80");
         assert_eq!(masked("store: redis://user:hunter2@host:6379/0"), "store: redis://***@host:6379/0");
     }
 

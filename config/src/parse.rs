@@ -24,7 +24,7 @@ pub(crate) fn parse(source: &Arc<Source>, env: Option<&Env>, diagnostics: &mut V
         return None;
     }
     let text = source.text().strip_prefix('\u{feff}').unwrap_or(source.text());
-    let mut builder = Builder { source, env, diagnostics, stack: vec![], anchors: HashMap::new(), root: None, total: 0, documents: 0 };
+    let mut builder = Builder { source, env, diagnostics, stack: vec![], anchors: HashMap::new(), root: None, total: 0, documents: 0, cursor: (0, 0, 0) };
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
         let (event, span) = match event {
@@ -112,6 +112,8 @@ struct Builder<'a, 'd> {
     root: Option<Node>,
     total: usize,
     documents: usize,
+    /// Line, characters into it, and bytes into it, of the last place: a file may be one line of a megabyte.
+    cursor: (u32, usize, usize),
 }
 
 type Fatal = Box<Diagnostic>;
@@ -316,13 +318,21 @@ impl Builder<'_, '_> {
     }
 
     /// A place in our terms: cut to the first line, without trailing blanks.
-    fn place(&self, span: &saphyr_parser::Span) -> Span {
+    fn place(&mut self, span: &saphyr_parser::Span) -> Span {
         let (line, column) = (span.start.line(), span.start.col() + 1);
         let mut place = self.clamp(line, column);
         let Some(text) = self.source.line(place.line) else { return place };
-        let rest = text.chars().skip(place.column as usize - 1);
+        let chars = place.column as usize - 1;
+        let (from, skipped) = match self.cursor {
+            (known, before, bytes) if known == place.line && before <= chars => (bytes, before),
+            _ => (0, 0),
+        };
+        let rest = text.get(from..).unwrap_or("");
+        let start = from + rest.char_indices().nth(chars - skipped).map_or(rest.len(), |(at, _)| at);
+        self.cursor = (place.line, chars, start);
         let want = if span.end.line() == line { span.end.col().saturating_sub(span.start.col()) } else { usize::MAX };
-        let shown: String = rest.take(want).collect();
+        let shown = text.get(start..).unwrap_or("");
+        let shown = shown.char_indices().nth(want).map_or(shown, |(end, _)| &shown[..end]);
         place.len = u32::try_from(shown.trim_end().chars().count()).unwrap_or(0);
         place
     }

@@ -3,7 +3,7 @@
 use crate::de::{lenient_bool, lenient_number};
 use crate::decode::quoted;
 use crate::node::Kind;
-use crate::words::{did_you_mean, listed};
+use crate::words::{MOST_HINTS, did_you_mean, listed};
 use crate::{Diagnostic, LoadOptions, Node, PluginCatalog, Severity, Span, Spanned};
 use std::cell::RefCell;
 use std::path::PathBuf;
@@ -197,8 +197,14 @@ impl<'a, 'c> Fields<'a, 'c> {
 
     /// Reports the keys that nobody asked for.
     pub fn finish(self) {
+        let mut count = 0;
         for (key, _) in self.node.entries() {
             if self.known.contains(&key.name.as_str()) || key.name == "_comment" || key.name == "_ignore" {
+                continue;
+            }
+            count += 1;
+            if count > MOST_HINTS {
+                self.cx.error("unknown-key", &key.span, format!("unknown key `{}`", key.name), None);
                 continue;
             }
             let hint = did_you_mean(&key.name, self.known.iter().copied());

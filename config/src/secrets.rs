@@ -1,6 +1,6 @@
 //! Warns of secrets that are written in the file instead of coming from the environment.
 
-use crate::mask::is_secret_key;
+use crate::mask::names_a_secret;
 use crate::node::Kind;
 use crate::reader::Context;
 use crate::Node;
@@ -40,6 +40,6 @@ fn holds_secret(key: &str, parent: &str) -> bool {
         "key" => matches!(parent, "guests" | "keyauth_credentials" | "certificates"),
         "token" => matches!(parent, "admin" | "warm_up"),
         "authorization" => false,
-        _ => is_secret_key(key) && !key.ends_with("public_key") && !key.ends_with("_key") || matches!(key, "api_key" | "private_key" | "secret_key" | "access_key"),
+        _ => names_a_secret(key) && !key.ends_with("public_key") && !key.ends_with("_key") || matches!(key, "api_key" | "private_key" | "secret_key" | "access_key"),
     }
 }

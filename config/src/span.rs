@@ -1,8 +1,9 @@
 //! Places in files, and the files themselves as far as diagnostics need them.
 
+use crate::mask;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 /// A file that was read: its name as the user wrote it, and its text.
 pub struct Source {
@@ -10,6 +11,8 @@ pub struct Source {
     text: String,
     /// Byte offset of the start of each line.
     lines: Vec<usize>,
+    /// The secrets of the line that was shown last.
+    pub(crate) secrets: Mutex<Option<Arc<mask::Secrets>>>,
 }
 
 impl Source {
@@ -24,7 +27,7 @@ impl Source {
                 lines.push(at + 1);
             }
         }
-        Arc::new(Source { name: name.into(), text, lines })
+        Arc::new(Source { name: name.into(), text, lines, secrets: Mutex::default() })
     }
 
     /// The name as given.

@@ -4,7 +4,7 @@ use crate::document::*;
 use crate::net::{HostPort, check_host, parse_listen};
 use crate::node::Kind;
 use crate::reader::Context;
-use crate::words::did_you_mean;
+use crate::words::{MOST_HINTS, did_you_mean};
 use crate::{Node, Source, Span, decode, kong, load};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -31,7 +31,7 @@ pub(crate) fn bare_kong(cx: &Context<'_>, node: &Node) -> Option<Document> {
 
 /// Weir's own file.
 pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Option<Document> {
-    for (key, _) in node.entries() {
+    for (key, _) in node.entries().iter().take(MOST_HINTS) {
         if !SECTIONS.contains(&key.name.as_str()) && !kong::TOP_KEYS.contains(&key.name.as_str()) {
             let hint = did_you_mean(&key.name, SECTIONS);
             cx.error("unknown-key", &key.span, format!("unknown key `{}`", key.name), hint.or_else(|| Some("known are store, edge, gateway, warm_up, admin and server".into())));
@@ -71,11 +71,17 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Optio
     if node.get("edge").is_none() && node.get("gateway").is_none() {
         cx.error("missing-key", node.span(), "there is neither an `edge:` nor a `gateway:` section", Some("Weir would have nothing to do".into()));
     }
-    Some(Document { store: store.unwrap_or_default(), edge: edge.map(|edge| without_gateway(edge, node)), gateway, warm_up, admin, server })
+    Some(Document { store: store.unwrap_or_default(), edge: edge.map(|edge| settled(edge, node)), gateway, warm_up, admin, server })
 }
 
-/// An edge without a gateway sends `/api` to the site.
-fn without_gateway(mut edge: Edge, node: &Node) -> Edge {
+/// Spellings that mean the same become one; an edge without a gateway sends `/api` to the site.
+fn settled(mut edge: Edge, node: &Node) -> Edge {
+    for host in edge.hosts.iter_mut().chain(&mut edge.canonical_host) {
+        host.make_ascii_lowercase();
+    }
+    if edge.origin.contains("://") {
+        edge.origin.truncate(edge.origin.trim_end_matches('/').len());
+    }
     if edge.api == ApiTarget::Gateway && node.get("gateway").is_none() {
         edge.api = ApiTarget::Origin;
     }
@@ -158,8 +164,9 @@ fn check_store(cx: &Context<'_>, section: &Node, store: &StoreConfig) {
     let (authority, path) = rest.split_once('/').unwrap_or((rest, ""));
     let hosts = authority.rsplit_once('@').map_or(authority, |(_, hosts)| hosts);
     for host in hosts.split(',') {
-        if let Err(why) = HostPort::parse(host) {
-            cx.error("value", node.span(), format!("in the URL of the store, {why}"), None);
+        if HostPort::parse(host).is_err() {
+            // The reason would quote a part, and a URL without its `@` has the password there.
+            cx.error("value", node.span(), "the URL of the store has no valid host and port", Some("write it like `redis://user:password@host:6379/0`".into()));
             return;
         }
     }

@@ -28,6 +28,9 @@ pub fn nearest<'a>(word: &str, among: impl IntoIterator<Item = &'a str>) -> Opti
     best.map(|(_, candidate)| candidate)
 }
 
+/// A mapping with more unknown keys than this is of another kind altogether: they get no hints, which cost time.
+pub(crate) const MOST_HINTS: usize = 50;
+
 /// ``did you mean `x`?`` for the nearest word.
 pub fn did_you_mean<'a>(word: &str, among: impl IntoIterator<Item = &'a str>) -> Option<String> {
     nearest(word, among).map(|found| format!("did you mean `{found}`?"))

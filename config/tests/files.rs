@@ -169,6 +169,25 @@ fn aliases_merge_keys_and_older_plugin_names() {
 }
 
 #[test]
+fn members_of_groups_are_found_by_any_name() {
+    let document = load(
+        "gateway:\n  consumer_groups: [{name: gold, consumers: [{username: u}]}, {name: tin}]\n  consumers: [{custom_id: c, groups: [{name: tin}]}, {username: u, id: i-1}]\n  consumer_group_consumers: [{consumer: i-1, consumer_group: tin}]\n",
+    );
+    let consumers = document.gateway.unwrap().consumers;
+    assert_eq!(consumers[0].consumer_groups, ["tin"]);
+    assert_eq!(consumers[1].consumer_groups, ["gold", "tin"]);
+    // An id that is made is the same every time, and has the shape of one.
+    assert_eq!(consumers[0].id.len(), 36);
+    assert_eq!(consumers[1].id, "i-1");
+}
+
+#[test]
+fn spellings_of_the_edge_are_settled() {
+    let edge = load("edge: {origin: 'http://O.example/', hosts: [Shop.Example]}").edge.unwrap();
+    assert_eq!((edge.origin.as_str(), edge.hosts), ("http://O.example", vec!["shop.example".to_string()]));
+}
+
+#[test]
 fn guests_may_be_asked_of_the_auth_service() {
     let document = load("edge: {origin: 'http://o', guests: {key: '${WORD}${WORD}${WORD}${WORD}${WORD}${WORD}${WORD}${WORD}', issue: {url: 'http://auth:4000/g'}}}");
     let issue = document.edge.unwrap().guests.unwrap().issue;

@@ -3,7 +3,7 @@
 use super::{Draft, Ref, Scope, plugins, reference, tags};
 use crate::document::{Consumer, JwtCredential};
 use crate::reader::{Context, Fields};
-use crate::{Node, Secret, Spanned};
+use crate::{Node, Secret};
 
 /// A credential whose consumer may not be known yet.
 pub(crate) enum Credential {
@@ -17,6 +17,14 @@ pub(crate) enum Credential {
     Jwt(JwtCredential),
     /// Member of a consumer group.
     Group(Ref),
+}
+
+/// Whose a credential is.
+pub(crate) enum Owner {
+    /// The consumer at this index.
+    At(usize),
+    /// The consumer of this name or id.
+    Named(Ref),
 }
 
 const ALGORITHMS: [&str; 13] = ["HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512", "EdDSA"];
@@ -66,7 +74,7 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     }
     for item in fields.list("groups") {
         if let Some(group) = reference(cx, item) {
-            draft.credentials.push((by_index(&draft.consumers[index]), Credential::Group(group)));
+            draft.credentials.push((Owner::At(index), Credential::Group(group)));
         }
     }
     for list in FOREIGN {
@@ -83,12 +91,6 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     fields.finish();
 }
 
-/// A reference to a consumer that is known already.
-fn by_index(consumer: &Consumer) -> Ref {
-    let text = consumer.username.clone().unwrap_or_else(|| consumer.id.clone());
-    Ref { text: Spanned::new(text, consumer.span.clone()) }
-}
-
 /// Credentials that stand at the top of the file.
 pub(super) fn read_flat(cx: &Context<'_>, fields: &mut Fields<'_, '_>, draft: &mut Draft) {
     for list in LISTS {
@@ -97,7 +99,7 @@ pub(super) fn read_flat(cx: &Context<'_>, fields: &mut Fields<'_, '_>, draft: &m
             let owner = usize::MAX - place;
             if let Some((consumer, credential)) = credential(cx, item, list, draft, owner, false) {
                 match consumer {
-                    Some(consumer) => draft.credentials.push((consumer, credential)),
+                    Some(consumer) => draft.credentials.push((Owner::Named(consumer), credential)),
                     None => cx.error("missing-key", item.span(), format!("this entry of `{list}` has no `consumer`"), None),
                 }
             }
@@ -110,7 +112,7 @@ pub(super) fn read_flat(cx: &Context<'_>, fields: &mut Fields<'_, '_>, draft: &m
         member.accept(&["id", "created_at", "updated_at"]);
         member.finish();
         match (consumer, group) {
-            (Some(consumer), Some(group)) => draft.credentials.push((consumer, Credential::Group(group))),
+            (Some(consumer), Some(group)) => draft.credentials.push((Owner::Named(consumer), Credential::Group(group))),
             _ => cx.error("missing-key", item.span(), "a member of a consumer group has `consumer` and `consumer_group`", None),
         }
     }
@@ -205,7 +207,7 @@ pub(super) fn read_group(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
             }
             for item in fields.list("consumers") {
                 if let Some(consumer) = reference(cx, item) {
-                    draft.credentials.push((consumer, Credential::Group(Ref { text: name.clone() })));
+                    draft.credentials.push((Owner::Named(consumer), Credential::Group(Ref { text: name.clone() })));
                 }
             }
             draft.groups.push(name);
@@ -223,9 +225,15 @@ pub(super) fn read_group(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
 
 /// Gives flat credentials to the consumers that they name.
 pub(super) fn attach(cx: &Context<'_>, draft: &mut Draft) {
-    for (reference, credential) in std::mem::take(&mut draft.credentials) {
-        let known = draft.consumer_names.get(&reference.text).or_else(|| draft.custom_ids.get(&reference.text));
-        let Some(index) = known.or_else(|| draft.consumer_names.find(cx, &reference, "consumer")) else { continue };
+    for (owner, credential) in std::mem::take(&mut draft.credentials) {
+        let index = match owner {
+            Owner::At(index) => Some(index),
+            Owner::Named(reference) => match draft.consumer_names.get(&reference.text).or_else(|| draft.custom_ids.get(&reference.text)) {
+                Some(index) => Some(index),
+                None => draft.consumer_names.find(cx, &reference, "consumer"),
+            },
+        };
+        let Some(index) = index else { continue };
         match credential {
             Credential::Group(group) => {
                 if draft.groups.iter().any(|known| known.value == group.text.value) {

@@ -46,7 +46,7 @@ pub(crate) struct Draft {
     route_services: Vec<(usize, Ref)>,
     plugins: Vec<plugins::PluginDraft>,
     consumers: Vec<Consumer>,
-    credentials: Vec<(Ref, consumers::Credential)>,
+    credentials: Vec<(consumers::Owner, consumers::Credential)>,
     groups: Vec<Spanned<String>>,
     upstreams: Vec<Upstream>,
     targets: Vec<(Ref, Target)>,

@@ -18,7 +18,9 @@ pub(super) fn warn(cx: &Context<'_>, routes: &[Route]) {
                 cx.warning("shadowed", span, "this path stands in the list twice", None);
                 return;
             }
-            let message = format!("the route `{}` is never reached by this: `{}` matches the same", route.name, earlier.name);
+            // Among equals the first in the file is taken, but a higher priority goes before.
+            let (lost, wins) = if route.regex_priority > earlier.regex_priority { (earlier, route) } else { (route, earlier) };
+            let message = format!("the route `{}` is never reached by this: `{}` matches the same", lost.name, wins.name);
             cx.warning("shadowed", span, message, earlier.span.is_known().then(|| format!("see {}", earlier.span)));
         };
         if route.paths.is_empty() {
