@@ -324,6 +324,7 @@ async fn keys_in_memory_survive_a_reload() {
 struct Switched {
     inner: Arc<dyn Ledger>,
     off: AtomicBool,
+    acting_off: AtomicBool,
     ends_off: AtomicBool,
 }
 
@@ -344,7 +345,10 @@ impl Ledger for Switched {
     }
     async fn acting(&self, owner: &Lease, lease: Duration) -> StoreResult<bool> {
         self.check(false)?;
-        self.inner.acting(owner, lease).await
+        match self.acting_off.load(SeqCst) {
+            true => Err(StoreError::Late(Duration::ZERO)),
+            false => self.inner.acting(owner, lease).await,
+        }
     }
     async fn renew(&self, owner: &Lease, lease: Duration) -> StoreResult<bool> {
         self.check(false)?;
@@ -366,7 +370,7 @@ impl Ledger for Switched {
 
 fn switched(config: &str) -> (Rig, Arc<Switched>) {
     let store = Store::memory();
-    let ledger = Arc::new(Switched { inner: store.ledger.clone(), off: AtomicBool::new(false), ends_off: AtomicBool::new(false) });
+    let ledger = Arc::new(Switched { inner: store.ledger.clone(), off: AtomicBool::new(false), acting_off: AtomicBool::new(false), ends_off: AtomicBool::new(false) });
     let store = Store { ledger: ledger.clone(), ..store };
     (Rig::with(environment(store), &register(), &[("idempotency", config)]), ledger)
 }
@@ -390,6 +394,16 @@ async fn with_the_store_away_requests_with_a_key_are_refused_or_pass_unprotected
         assert_eq!(lax.run(post("k")).await.status(), 200);
     }
     assert_eq!((lax.calls(), lax.outcome("idempotency", "unprotected")), (2, 2));
+}
+
+#[tokio::test]
+async fn a_store_that_leaves_before_the_request_is_sent_frees_the_key() {
+    let (rig, ledger) = switched("in_flight: conflict");
+    ledger.acting_off.store(true, SeqCst);
+    assert_eq!(rig.run(post("k")).await.status(), 503);
+    assert_eq!(rig.calls(), 0);
+    ledger.acting_off.store(false, SeqCst);
+    assert_eq!(rig.run(post("k")).await.status(), 200);
 }
 
 #[tokio::test(start_paused = true)]
