@@ -425,7 +425,7 @@ impl<'a> Walk<'a> {
 }
 
 /// `const`, or `enum`; also an `enum` with null in it.
-fn allowed_values<'a>(rules: &'a Map<String, Value>) -> Option<Vec<&'a Value>> {
+fn allowed_values(rules: &Map<String, Value>) -> Option<Vec<&Value>> {
     if let Some(value) = rules.get("const") {
         return Some(vec![value]);
     }

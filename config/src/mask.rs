@@ -150,7 +150,7 @@ fn userinfo(chars: &[char], at: usize) -> Option<(usize, usize)> {
     let colon = rest.iter().position(|c| *c == ':')?;
     let port = &rest[colon + 1..];
     let odd = port.iter().any(|c| c.is_alphabetic()) && !rest.iter().any(|c| matches!(c, '[' | '{' | ','));
-    let listed = rest.iter().any(|c| *c == ',') && !rest.contains(&'{') && rest.split(|c| *c == ',').any(|host| host.iter().skip_while(|c| **c != ':').any(|c| c.is_alphabetic()));
+    let listed = rest.contains(&',') && !rest.contains(&'{') && rest.split(|c| *c == ',').any(|host| host.iter().skip_while(|c| **c != ':').any(|c| c.is_alphabetic()));
     (odd || listed).then_some((from, from + rest.len()))
 }
 

@@ -151,7 +151,7 @@ fn merged(shared: Option<&Node>, own: Option<&Node>) -> Option<Node> {
 /// Resolves what plugins refer to; drops those of consumer groups, refuses a second one of a name in the same scope.
 pub(super) fn resolve(cx: &Context<'_>, draft: &mut Draft) -> Vec<PluginEntry> {
     let mut entries = Vec::with_capacity(draft.plugins.len());
-    let mut seen: HashMap<(String, Option<usize>, Option<usize>, Option<usize>), Span> = HashMap::new();
+    let mut seen: HashMap<(String, [Option<usize>; 3]), Span> = HashMap::new();
     for plugin in std::mem::take(&mut draft.plugins) {
         let PluginDraft { mut entry, group, service, route, consumer, group_ref, span } = plugin;
         let mut lost = false;
@@ -178,7 +178,7 @@ pub(super) fn resolve(cx: &Context<'_>, draft: &mut Draft) -> Vec<PluginEntry> {
         if lost {
             continue;
         }
-        let key = (entry.name.clone(), entry.service, entry.route, entry.consumer);
+        let key = (entry.name.clone(), [entry.service, entry.route, entry.consumer]);
         if let Some(first) = seen.get(&key) {
             let message = format!("the plugin `{}` stands here a second time", entry.name);
             cx.error("duplicate-plugin", &entry.name_span, message, Some(format!("one of a name for the same scope; first at {first}")));
