@@ -8,7 +8,6 @@ use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use std::{
     fmt,
-    hash::BuildHasher,
     time::{SystemTime, UNIX_EPOCH},
 };
 use weir_config::{GuestIssue, Guests};
@@ -310,10 +309,13 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |t| t.as_secs())
 }
 
+/// A token and its expiry.
+type Slot = Mutex<Option<(Box<str>, u64)>>;
+
 /// Tokens known to be good, with their expiry. Bounded: each token has one slot, and a newer one takes it over. Whole tokens are kept
 /// and compared, since a collision of hashes would let a stranger in.
 struct Known {
-    slots: Box<[Mutex<Option<(Box<str>, u64)>>]>,
+    slots: Box<[Slot]>,
     hasher: ahash::RandomState,
 }
 
@@ -322,7 +324,7 @@ impl Known {
         Known { slots: (0..size).map(|_| Mutex::new(None)).collect(), hasher: ahash::RandomState::new() }
     }
 
-    fn slot(&self, token: &str) -> &Mutex<Option<(Box<str>, u64)>> {
+    fn slot(&self, token: &str) -> &Slot {
         let hash = self.hasher.hash_one(token);
         &self.slots[(hash % self.slots.len() as u64) as usize]
     }
