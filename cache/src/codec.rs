@@ -17,6 +17,7 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, StatusCode};
+use std::sync::Arc;
 
 const MAGIC: &[u8; 4] = b"WEIR";
 const VERSION: u8 = 1;
@@ -28,7 +29,7 @@ const PASS: u8 = 3;
 #[derive(Debug)]
 pub enum Stored {
     /// A response.
-    Entry(Entry),
+    Entry(Arc<Entry>),
     /// What a primary key's responses vary by.
     Spec(Spec),
     /// Proved uncacheable until then, milliseconds since 1970.
@@ -215,7 +216,7 @@ impl<'a> Reader<'a> {
         if std::str::from_utf8(&tags).is_err() {
             return Err(Unreadable::Head);
         }
-        Ok(Stored::Entry(Entry::from_parts(meta, self.raw.clone(), head, hidden, tags, body)))
+        Ok(Stored::Entry(Entry::from_parts(meta, self.raw.clone(), head, hidden, tags, body).into()))
     }
 
     fn spec(mut self) -> Result<Stored, Unreadable> {

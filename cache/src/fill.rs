@@ -180,7 +180,6 @@ impl Fill {
         match found {
             None => false,
             Some(Stored::Entry(entry)) => {
-                let entry = Arc::new(entry);
                 if keep {
                     engine.memory.insert_newer(key, &entry);
                 }
@@ -245,7 +244,7 @@ impl Fill {
         if self.prior.is_none() && !self.need.look_first
             && let Ok(Some(Stored::Entry(entry))) = self.engine.read(&self.flight.key).await
         {
-            self.prior = Some(entry.into());
+            self.prior = Some(entry);
         }
         self.hold_prior();
         let prior = self.prior.clone();

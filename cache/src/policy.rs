@@ -255,7 +255,7 @@ pub fn reuse(entry: &Entry, wants: &RequestControl, now_ms: u64) -> Reuse {
 /// Whether `entry` may answer because the origin fails (RFC 5861 section 4).
 pub fn stale_if_error(entry: &Entry, wants: &RequestControl, now_ms: u64) -> bool {
     let left = entry.fresh_ms(now_ms);
-    if wants.min_fresh.is_some() || wants.max_age.is_some_and(|most| entry.age_ms(now_ms) / 1000 > most.as_secs()) {
+    if wants.no_cache || wants.min_fresh.is_some() || wants.max_age.is_some_and(|most| entry.age_ms(now_ms) / 1000 > most.as_secs()) {
         return false;
     }
     within(entry.meta().sie_ms.max(entry.meta().swr_ms), left)

@@ -101,7 +101,7 @@ impl<'a> Call<'a> {
             }
             Some(Slot::Entry(entry)) => {
                 if self.forced_since.is_none()
-                    && let Some(outcome) = self.from_memory(&entry, &variant, now)
+                    && let Some(outcome) = self.remembered(&entry, &variant, now)
                 {
                     return Some(outcome);
                 }
@@ -146,7 +146,7 @@ impl<'a> Call<'a> {
         self.engine.flights.begin(&key, entry, |flight| self.begin(flight, need, Some(entry.clone())));
     }
 
-    fn from_memory(&self, entry: &Arc<Entry>, variant: &str, now: u64) -> Option<Outcome> {
+    fn remembered(&self, entry: &Arc<Entry>, variant: &str, now: u64) -> Option<Outcome> {
         match policy::reuse(entry, &self.wants, now) {
             Reuse::Fresh => {
                 if entry.wants_early_refresh(now, self.plan.policy.early_refresh_beta) && !entry.is_held(now) {
@@ -177,7 +177,6 @@ impl<'a> Call<'a> {
                 return None;
             }
             Ok(Some(Stored::Entry(entry))) => {
-                let entry = Arc::new(entry);
                 self.engine.memory.insert_newer(key, &entry);
                 match policy::reuse(&entry, &self.wants, self.now()) {
                     Reuse::Fresh => return Some(self.hit(&entry, Tier::Store)),

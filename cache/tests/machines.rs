@@ -13,7 +13,7 @@ use std::{
 };
 use support::*;
 use tokio::time::Instant;
-use weir_cache::{clock::Clock, *};
+use weir_cache::{clock::Clock, memory::StoredKey, *};
 use weir_store::*;
 
 const SEC: Duration = Duration::from_secs(1);
@@ -77,7 +77,7 @@ async fn when_the_holder_dies_another_takes_over_within_the_lease() {
     let plan = plan(Policy { lease: 2 * SEC, ..html() });
     let origin = Origin::always(Reply::page("taken over"));
     // A process that took the lock and was killed: it neither renews nor releases.
-    let key = memory::StoredKey::primary(&plan.epoch, &plan.key).store_key("fill");
+    let key = StoredKey::primary(&plan.epoch, &plan.key).store_key("fill");
     store.locks.acquire(&key, 2 * SEC).await.expect("store").expect("free");
     let machines = cluster(2, &store, true);
     let begun = Instant::now();
@@ -153,7 +153,7 @@ async fn a_writer_with_an_old_lease_does_not_overwrite_a_newer_page() {
     let first = tokio::spawn(machines[0].ask(&plan, &get(&[]), &slow));
     settle().await;
     // The first machine is frozen: its lease is taken from it.
-    let key = memory::StoredKey::primary(&plan.epoch, &plan.key).store_key("fill");
+    let key = StoredKey::primary(&plan.epoch, &plan.key).store_key("fill");
     let stolen = steal(&store, &key).await;
     store.locks.release(&stolen).await.expect("store");
     assert_eq!(machines[1].ask(&plan, &get(&[]), &fast).await.text(), "<html>new</html>");
@@ -373,7 +373,7 @@ async fn garbage_in_the_store_and_on_the_bus_is_ignored() {
     machine.engine.start();
     settle().await;
     let plan = plan(html());
-    let key = memory::StoredKey::primary(&plan.epoch, &plan.key);
+    let key = StoredKey::primary(&plan.epoch, &plan.key);
     let origin = Origin::always(Reply::page("x"));
     for garbage in [&b""[..], b"WEIR", b"WEIR\x01\x01\xff\xff\xff\xff", b"not ours at all"] {
         store.blobs.put(&key.store_key("cache"), Bytes::from_static(garbage), 60 * SEC, None).await.expect("store");

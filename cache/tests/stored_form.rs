@@ -5,7 +5,7 @@ mod support;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use proptest::prelude::*;
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use support::*;
 use weir_cache::{
     codec::{Stored, Unreadable, decode, encode_pass, encode_spec},
@@ -34,7 +34,7 @@ fn entry(headers: &HeaderMap, body: &[Bytes]) -> Entry {
     Draft { key: &key(), status: StatusCode::OK, headers, body, terms: &terms, policy: &policy, fetch: Duration::from_millis(321) }.build()
 }
 
-fn decoded(raw: &Bytes) -> Entry {
+fn decoded(raw: &Bytes) -> Arc<Entry> {
     match decode(&key().text(), raw) {
         Ok(Stored::Entry(entry)) => entry,
         other => panic!("{other:?}"),
