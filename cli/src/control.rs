@@ -16,6 +16,8 @@ pub struct Running {
     pub source: Source,
     /// How it is read.
     pub options: LoadOptions,
+    /// The plugins.
+    pub register: Arc<weir_plugins::Plugins>,
 }
 
 impl Running {
@@ -23,7 +25,7 @@ impl Running {
     ///
     /// Errors: what is wrong, in words; then the old one stays.
     pub fn reload_now(&self) -> Result<(), String> {
-        let document = self.source.load(&self.options).map_err(|d| {
+        let document = self.source.load(&*self.register, &self.options).map_err(|d| {
             self.weir.environment.metrics.reload(false);
             d.to_string()
         })?;
@@ -73,8 +75,10 @@ impl Control for Running {
             }
             return Ok(count);
         }
-        for epoch in live.edge.iter().flat_map(|e| e.pages.epochs()).map(|e| &**e).chain([""]) {
-            count += u64::from(cache.purge_key(epoch, what).await);
+        let pages = live.edge.iter().flat_map(|e| e.pages.epochs()).map(|e| e.to_string());
+        let routes = live.snapshot.routes.iter().map(|r| weir_plugins::cache_epoch(&r.name));
+        for epoch in pages.chain(routes) {
+            count += u64::from(cache.purge_key(&epoch, what).await);
         }
         Ok(count)
     }

@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, configuration::ServerConf};
 use std::{net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
 use weir_cache::{Engine, EngineOptions};
-use weir_config::{Diagnostics, Document, LoadOptions, load_file, load_str};
+use weir_config::{Diagnostics, Document, LoadOptions, PluginCatalog, load_file, load_str};
 use weir_gateway::{Environment, Snapshot, client::OwnClient, metrics::Metrics, upstream::Endpoints};
 use weir_proxy::{live::Weir, server::{DoorKind, service}};
 use weir_store::{Store, StoreOptions};
@@ -23,11 +23,10 @@ impl Source {
     /// Reads it; what is wrong goes to standard error.
     ///
     /// Errors: it can not be served.
-    pub fn load(&self, options: &LoadOptions) -> Result<Document, Diagnostics> {
-        let register = weir_plugins::register();
+    pub fn load(&self, register: &dyn PluginCatalog, options: &LoadOptions) -> Result<Document, Diagnostics> {
         let loaded = match self {
-            Source::File(path) => load_file(path, &register, options),
-            Source::Text(name, text) => load_str(name, text, &register, options),
+            Source::File(path) => load_file(path, register, options),
+            Source::Text(name, text) => load_str(name, text, register, options),
         };
         match loaded.document {
             Some(document) if !loaded.diagnostics.has_errors() => {
@@ -62,7 +61,9 @@ fn environment(store: Store, document: &Document) -> Arc<Environment> {
 /// Serves until a signal ends it. `tour`: printed once the doors are open.
 pub fn run(source: Source, options: LoadOptions, tour: Option<String>) -> anyhow::Result<()> {
     logging();
-    let document = match source.load(&options) {
+    // One register for the life of the process: limits, verified tokens and the like live in it and survive reloads.
+    let register = Arc::new(weir_plugins::register());
+    let document = match source.load(&*register, &options) {
         Ok(document) => document,
         Err(diagnostics) => {
             eprint!("{diagnostics}");
@@ -83,14 +84,14 @@ pub fn run(source: Source, options: LoadOptions, tour: Option<String>) -> anyhow
     let store = runtime.block_on(Store::open(document.store.url.expose(), &store_options)).context("store")?;
     let environment = environment(store, &document);
     let admin_address = document.admin.listen.clone();
-    let weir = match Weir::new(document, Arc::new(weir_plugins::register()), environment) {
+    let weir = match Weir::new(document, register.clone(), environment) {
         Ok(weir) => weir,
         Err(errors) => {
             eprint!("{}", Diagnostics::new(errors));
             bail!("the configuration has errors; nothing was started");
         }
     };
-    let running = Arc::new(Running { weir: weir.clone(), source, options });
+    let running = Arc::new(Running { weir: weir.clone(), source, options, register });
     runtime.block_on(async {
         weir.environment.cache.start();
         let listener = tokio::net::TcpListener::bind(&admin_address).await.with_context(|| format!("admin: can not listen on {admin_address}"))?;

@@ -58,7 +58,7 @@ pub struct Edge {
     #[serde(default)]
     pub guests: Option<Guests>,
     /// Cookies that mean "this visitor is signed in" (beside an `Authorization` header).
-    #[serde(default = "d_session_cookies")]
+    #[serde(default = "session_cookies")]
     pub session_cookies: Vec<String>,
     /// Where `/api` goes: `gateway` (this process), an `http://` URL of a gateway elsewhere, or `origin`.
     #[serde(default)]
@@ -75,6 +75,20 @@ pub struct Edge {
     /// Let `Upgrade` requests (WebSocket) through to the origin.
     #[serde(default)]
     pub upgrades: bool,
+    /// Who may send `PURGE` requests. Without it the method is refused.
+    #[serde(default)]
+    pub purge: Option<PurgeAccess>,
+}
+
+/// `purge:` — who may purge by the `PURGE` method. Both must fit.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PurgeAccess {
+    /// Addresses and networks (CIDR) that may.
+    #[serde(default = "d_purge_from")]
+    pub from: Vec<String>,
+    /// Sent as `Authorization: Bearer`.
+    pub token: Secret,
 }
 
 /// Switches for `X-Cache-*`.
@@ -444,6 +458,15 @@ pub struct WarmUp {
     /// `/path` (through the gateway), `edge:/path` or `gateway:/path`; `//host/path` names a host.
     #[serde(default)]
     pub urls: Vec<String>,
+    /// Sitemaps (or sitemap indexes) whose pages are warmed too, written like `urls`: `edge:/sitemap.xml`.
+    #[serde(default)]
+    pub sitemaps: Vec<String>,
+    /// Also the pages that visitors asked for most since the start, this many.
+    #[serde(default)]
+    pub top: u32,
+    /// Requests a second at most; 0: as fast as `concurrency` lets them.
+    #[serde(default)]
+    pub rate: u32,
     /// Requests under way at once.
     #[serde(default = "d_warm_concurrency")]
     pub concurrency: u32,
@@ -548,7 +571,8 @@ fn d_edge_listen() -> String {
 fn d_api_prefix() -> String {
     "/api".into()
 }
-fn d_session_cookies() -> Vec<String> {
+/// Names of cookies that usually mean a signed-in visitor.
+pub fn session_cookies() -> Vec<String> {
     [
         "access_token",
         "auth_token",
@@ -576,6 +600,9 @@ fn d_guest_ttl() -> Millis {
 }
 fn d_guest_issuer() -> String {
     "weir".into()
+}
+fn d_purge_from() -> Vec<String> {
+    vec!["127.0.0.0/8".into(), "::1/128".into()]
 }
 fn d_warm_concurrency() -> u32 {
     4

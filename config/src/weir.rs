@@ -326,7 +326,8 @@ fn check_warm_up(cx: &Context<'_>, section: &Node, warm_up: &WarmUp, edge: bool,
         }
         _ => {}
     }
-    for item in section.get("urls").map(Node::items).unwrap_or_default() {
+    let targets = ["urls", "sitemaps"].into_iter().filter_map(|key| section.get(key)).flat_map(Node::items);
+    for item in targets {
         let Some(url) = item.text().filter(|_| !item.source().broken) else { continue };
         let (door, path) = match url.split_once(':') {
             Some((door @ ("edge" | "gateway"), path)) => (door, path),
@@ -352,8 +353,9 @@ fn check_warm_up(cx: &Context<'_>, section: &Node, warm_up: &WarmUp, edge: bool,
     if warm_up.concurrency == 0 {
         cx.error("value", section.get("concurrency").unwrap_or(section).span(), "with none at once nothing is refreshed", None);
     }
-    if warm_up.urls.is_empty() && section.get("urls").is_none_or(|urls| urls.items().is_empty()) {
-        cx.warning("value", section.span(), "the warm-up has no `urls`", None);
+    let none = |key: &str| section.get(key).is_none_or(|list| list.items().is_empty());
+    if none("urls") && none("sitemaps") && warm_up.top == 0 {
+        cx.warning("value", section.span(), "the warm-up has no `urls`, no `sitemaps` and no `top`", None);
     }
 }
 

@@ -136,6 +136,11 @@ impl Chains {
         consumer.and_then(|c| self.by_consumer.get(&c)).unwrap_or(&self.base)
     }
 
+    /// How much of the request body any of the chains wants to see: which one will run is not known before authentication.
+    pub fn reads_body(&self) -> Option<usize> {
+        self.by_consumer.values().chain([&self.base]).filter_map(|c| c.reads_body()).max()
+    }
+
     /// Runs the request steps. Authentication may name the consumer half-way: from there on the consumer's chain goes on, below the
     /// plugins that already ran. Returns the chain whose response steps are due, and the reply if one was made.
     pub async fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> (Arc<Chain>, Option<Reply>) {

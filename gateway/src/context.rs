@@ -138,6 +138,8 @@ pub struct RequestContext {
     pub consumer: Option<Arc<Consumer>>,
     /// Set by authentication.
     pub identity: Option<Identity>,
+    /// The request's `Authorization` is a guest token of Weir's own: its bearer is nobody in particular.
+    pub guest: bool,
     /// Set by a caching plugin or page rule: look here before asking the upstream.
     pub plan: Option<Plan>,
     /// The caller may force a refresh and asked for it.
@@ -160,6 +162,8 @@ pub struct RequestContext {
     pub endpoint: Option<Arc<crate::upstream::Endpoint>>,
     /// Tries made upstream.
     pub tries: u32,
+    /// At least a part of the request was sent to an upstream: it may have acted.
+    pub sent: bool,
     /// Times.
     pub times: Times,
     /// Plugins' own state, by type.
@@ -178,6 +182,7 @@ impl RequestContext {
             captures: None,
             consumer: None,
             identity: None,
+            guest: false,
             plan: None,
             refresh: false,
             body: None,
@@ -189,6 +194,7 @@ impl RequestContext {
             bytes: (0, 0),
             endpoint: None,
             tries: 0,
+            sent: false,
             times: Times::default(),
             state: Extensions::new(),
         }

@@ -1,6 +1,6 @@
 //! `response-cache`: answers of an API, kept by the one cache engine.
 
-use crate::{Configured, Live, header_name, wrong};
+use crate::{Configured, Live, cookies, header_name, wrong};
 use http::{HeaderMap, HeaderName, Method, header, request, response};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use schemars::JsonSchema;
@@ -14,9 +14,9 @@ use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, RequestContext};
 /// Keeps answers to GET (which also serve HEAD) in memory and in the store, one fetch for each key however many ask. The key, shown in
 /// `X-Cache-Key`, is `cache:GET:` with path and sorted query; each route keeps its own. `Cache-Control` of the answer
 /// is honoured: `no-store`, `no-cache` and `private` are not stored, a shorter `s-maxage` or `max-age` wins over `ttl`, and so does `Set-Cookie`
-/// over storing. Requests with `Authorization` or `Cookie` pass by the cache, in both directions (stricter than RFC 9111 section 3.5), unless
-/// `shared` says that the answer is the same for everyone. A fetch for the cache never carries a visitor's cookie,
-/// token or identity. A caller with the warm-up token refreshes an entry with `X-Cache-Refresh: true`; an unsafe request that succeeds drops
+/// over storing. Requests of a signed-in visitor – with an `Authorization` that is not Weir's own guest token, or with one of the
+/// `session_cookies` – pass by the cache, in both directions (stricter than RFC 9111 section 3.5), unless `shared` says that the answer is the
+/// same for everyone. A fetch for the cache never carries a visitor's cookie, token or identity. A caller with the warm-up token refreshes an entry with `X-Cache-Refresh: true`; an unsafe request that succeeds drops
 /// the entry of its URL (RFC 9111 section 4.4).
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -27,10 +27,11 @@ pub struct Config {
     pub statuses: Vec<u16>,
     /// Largest body that is stored.
     pub max_size: Size,
-    /// The answer is the same for everyone: requests with `Authorization` or `Cookie` are served from the cache too, and the fetch for the cache
-    /// goes out without them. Where visitors carry guest tokens, only this makes the cache useful; say it only of answers without anything
+    /// The answer is the same for everyone: signed-in visitors are served from the cache too. Say it only of answers without anything
     /// personal in them.
     pub shared: bool,
+    /// Cookies that mean "this visitor is signed in". Other cookies do not matter: the service never sees them on fetches for the cache.
+    pub session_cookies: Vec<String>,
     /// Query parameters that belong to the key. The others are then neither in the key nor forwarded. Default: all belong to it.
     pub query: Option<Vec<String>>,
     /// Request headers whose value belongs to the key, for services that do not say `Vary`.
@@ -57,6 +58,7 @@ impl Default for Config {
             statuses: vec![200, 301, 302],
             max_size: Size(2 << 20),
             shared: false,
+            session_cookies: weir_config::session_cookies(),
             query: None,
             vary_headers: vec![],
             by_host: false,
@@ -121,14 +123,14 @@ tags: [catalogue]
             max_wait: self.max_wait.get(),
             client_cache_control: None,
         };
-        Ok(Rules { policy, shared: self.shared, query: self.query, vary, by_host: self.by_host })
+        Ok(Rules { policy, shared: self.shared, session_cookies: self.session_cookies, query: self.query, vary, by_host: self.by_host })
     }
 
     fn build(ready: Rules, env: &BuildEnv<'_>, _: &Live) -> Arc<dyn Plugin> {
-        let Rules { mut policy, shared, query, vary, by_host } = ready;
+        let Rules { mut policy, shared, session_cookies, query, vary, by_host } = ready;
         policy.name.clone_from(&env.scope);
         let environment: &Arc<Environment> = env.environment;
-        Arc::new(ResponseCache { policy: Arc::new(policy), shared, query, vary, by_host, engine: environment.cache.clone(), environment: environment.clone() })
+        Arc::new(ResponseCache { policy: Arc::new(policy), shared, session_cookies, query, vary, by_host, engine: environment.cache.clone(), environment: environment.clone() })
     }
 }
 
@@ -136,6 +138,7 @@ tags: [catalogue]
 pub struct Rules {
     policy: Policy,
     shared: bool,
+    session_cookies: Vec<String>,
     query: Option<Vec<String>>,
     vary: Vec<HeaderName>,
     by_host: bool,
@@ -144,6 +147,7 @@ pub struct Rules {
 struct ResponseCache {
     policy: Arc<Policy>,
     shared: bool,
+    session_cookies: Vec<String>,
     query: Option<Vec<String>>,
     vary: Vec<HeaderName>,
     by_host: bool,
@@ -174,17 +178,21 @@ const IN_KEY: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'|').add(b'=').add(
 
 impl ResponseCache {
     /// Why a request does not concern the cache.
-    fn passes(&self, req: &request::Parts) -> Option<&'static str> {
+    fn passes(&self, cx: &RequestContext, req: &request::Parts) -> Option<&'static str> {
         let has = |name| req.headers.contains_key(name);
         let empty = req.headers.get(header::CONTENT_LENGTH).is_none_or(|v| v == "0");
         match () {
             () if !matches!(req.method, Method::GET | Method::HEAD) => Some("method"),
             // The answer may depend on the body, which is not in the key.
             () if has(header::TRANSFER_ENCODING) || !empty => Some("body"),
-            () if !self.shared && has(header::AUTHORIZATION) => Some("authorization"),
-            () if !self.shared && has(header::COOKIE) => Some("cookie"),
+            () if !self.shared && !cx.guest && has(header::AUTHORIZATION) => Some("authorization"),
+            () if !self.shared && self.has_session(&req.headers) => Some("cookie"),
             () => None,
         }
+    }
+
+    fn has_session(&self, headers: &HeaderMap) -> bool {
+        headers.contains_key(header::COOKIE) && self.session_cookies.iter().any(|name| cookies::named(headers, name).any(|v| !v.is_empty()))
     }
 
     fn epoch(&self, cx: &RequestContext) -> Arc<str> {
@@ -234,7 +242,7 @@ impl Plugin for ResponseCache {
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
-        let Some(reason) = self.passes(req) else {
+        let Some(reason) = self.passes(cx, req) else {
             cx.plan = Some(Plan { key: self.key(cx, req), epoch: self.epoch(cx), policy: self.policy.clone() });
             cx.state.insert(Decided::Planned);
             self.environment.metrics.plugin("response-cache", "planned");
@@ -359,7 +367,8 @@ mod tests {
             ("{}", ask("POST", "/"), "method"),
             ("{}", ask("OPTIONS", "/"), "method"),
             ("{}", get("/").with("Authorization", "Bearer x"), "authorization"),
-            ("{}", get("/").with("Cookie", "a=b"), "cookie"),
+            ("{}", get("/").with("Cookie", "a=b; session=x"), "cookie"),
+            ("session_cookies: [sid]", get("/").with("Cookie", "sid=x"), "cookie"),
             ("shared: true", get("/").with("Content-Length", "3"), "body"),
             ("shared: true", get("/").with("Transfer-Encoding", "chunked"), "body"),
         ] {
@@ -372,8 +381,15 @@ mod tests {
 
     #[tokio::test]
     async fn shared_answers_are_for_everyone() {
-        for ask in [get("/").with("Authorization", "Bearer x"), get("/").with("Cookie", "guest_token=x")] {
+        for ask in [get("/").with("Authorization", "Bearer x"), get("/").with("Cookie", "session=x")] {
             assert_eq!(key("shared: true", ask).await.as_deref(), Some("cache:GET:/"));
+        }
+    }
+
+    #[tokio::test]
+    async fn visitors_without_a_session_share_the_answer() {
+        for ask in [get("/").with("Cookie", "_ga=1; guest_token=x"), get("/").with("Cookie", "session=")] {
+            assert_eq!(key("{}", ask).await.as_deref(), Some("cache:GET:/"));
         }
     }
 
@@ -382,7 +398,7 @@ mod tests {
         let rig = Rig::new(&[("response-cache", "query: [page]")]);
         assert_eq!(rig.run(get("/a?x=1&page=2")).await.target(), "/a?page=2");
         assert_eq!(rig.run(get("/a?x=1")).await.target(), "/a");
-        assert_eq!(rig.run(get("/a?x=1&page=2").with("Cookie", "a=b")).await.target(), "/a?x=1&page=2");
+        assert_eq!(rig.run(get("/a?x=1&page=2").with("Cookie", "session=b")).await.target(), "/a?x=1&page=2");
         assert_eq!(rig.run(ask("POST", "/a?x=1&page=2")).await.target(), "/a?x=1&page=2");
         assert_eq!(run("{}", get("/a?x=1&page=2")).await.target(), "/a?x=1&page=2");
     }
@@ -479,7 +495,7 @@ mod tests {
         #[test]
         fn the_order_of_parameters_does_not_matter(mut pairs in proptest::collection::vec("[a-z]{1,3}=[a-z0-9%]{0,3}", 0..6), seed in any::<u64>()) {
             let plugin = ResponseCache {
-                policy: Arc::new(policy()), shared: false, query: None, vary: vec![], by_host: false,
+                policy: Arc::new(policy()), shared: false, session_cookies: vec![], query: None, vary: vec![], by_host: false,
                 engine: crate::testing::environment(weir_store::Store::memory()).cache.clone(),
                 environment: crate::testing::environment(weir_store::Store::memory()),
             };

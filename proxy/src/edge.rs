@@ -267,6 +267,7 @@ async fn whose<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request:
     if let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}")) {
         value.set_sensitive(true);
         request.headers.insert(header::AUTHORIZATION, value);
+        work.cx.guest = true;
     }
     Who::Guest
 }

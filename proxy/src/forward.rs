@@ -57,6 +57,7 @@ pub async fn forward<D: Downstream>(
                 }
             },
         };
+        cx.sent = true;
         match exchange::attempt(wire, reused, request, &mut upload, &endpoint, key, limits).await {
             Ok(answered) => {
                 endpoint.succeeded();

@@ -49,7 +49,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     if work.cx.client.scheme == Scheme::Http && !route.http {
         return wrong_protocol(work, &route, &request).await;
     }
-    if let Some(limit) = route.chains.base.reads_body()
+    if let Some(limit) = route.chains.reads_body()
         && !work.read_ahead(&route.chains.base, limit).await
     {
         return;
@@ -73,6 +73,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     };
     // A fill is for everyone: it carries nothing by which one visitor could be known, and no conditions of one client's copy.
     let own = !["cookie", "authorization", "proxy-authorization", "range"].iter().any(|n| request.headers.contains_key(*n))
+        && !work.cx.guest
         && work.cx.identity.is_none()
         && work.cx.consumer.is_none();
     let mut anonymous = request.clone();

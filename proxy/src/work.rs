@@ -308,10 +308,7 @@ impl<D: Downstream> Work<'_, D> {
             StatusCode::SERVICE_UNAVAILABLE => "failure to get a peer from the ring-balancer",
             _ => "An invalid response was received from the upstream server",
         };
-        let ending = match error.kind {
-            "dns" | "connect" | "connect-timeout" | "tls" | "no-endpoint" => Ending::NotSent,
-            _ => Ending::Broken,
-        };
+        let ending = if self.cx.sent { Ending::Broken } else { Ending::NotSent };
         let mut reply = Reply::error("weir", &self.cx, self.accept.as_ref(), error.status, message);
         if let Ok(reason) = HeaderValue::from_str(error.kind) {
             reply.headers.insert(HeaderName::from_static("x-weir-reason"), reason);
