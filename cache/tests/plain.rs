@@ -195,3 +195,18 @@ async fn what_does_not_fit_makes_room_and_the_store_still_has_it() {
     }
     assert!(tiers[0] > 0 && tiers[1] > 0, "{tiers:?}");
 }
+
+#[tokio::test(start_paused = true)]
+async fn rfc9111_5_2_1_4_who_asks_for_validation_gets_no_old_answer_even_when_the_origin_fails() {
+    for failure in [Reply::new(500, &[], "broken"), Reply::refused(), Reply::new(500, &[("set-cookie", "a=b")], "broken")] {
+        let (machine, plan) = (Machine::new(), plan(plain()));
+        let origin = Origin::new(move |n, _| match n {
+            0 => Reply::new(200, &[("cache-control", "max-age=60, stale-if-error=600")], "old"),
+            _ => failure.clone(),
+        });
+        machine.ask(&plan, &get(&[]), &origin).await;
+        let got = machine.ask(&plan, &get(&[("cache-control", "no-cache")]), &origin).await;
+        assert!(got.kind == "failed" || got.status == 500, "{got:?}");
+        assert_eq!(machine.ask(&plan, &get(&[]), &origin).await.text(), "old", "others keep it");
+    }
+}
