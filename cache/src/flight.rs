@@ -61,6 +61,8 @@ pub(crate) struct Found {
 /// Where an entry came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum How {
+    /// It came into memory between the request's look and the flight's.
+    Remembered,
     /// It was in the store.
     Stored,
     /// Another instance fetched it while this flight waited.

@@ -11,7 +11,7 @@
 //! | [`entry`] | a stored response with its ready-made head, and its form in the store |
 //! | [`respond`] | conditions, ranges, HEAD, `Age` |
 //! | [`memory`] | the tier in this process |
-//! | `serve`, `flight`, `fill`, `body` | one request's way; one fill per key, many readers |
+//! | `serve`, `flight`, `fill`, `keep`, `body` | one request's way; one fill per key, many readers; what becomes of the answer |
 //! | `tier`, `purge` | the shared store, and messages between instances |
 //! | [`engine`] | memory, then store, then one fill |
 //! | [`status`] | RFC 9211 `Cache-Status` |
@@ -27,6 +27,7 @@ pub mod fields;
 mod fill;
 mod flight;
 pub mod html;
+mod keep;
 pub mod keys;
 pub mod memory;
 pub mod policy;

@@ -311,7 +311,8 @@ impl<'a> Call<'a> {
                 return None;
             }
             How::Stored if self.forced_since.is_none() => return Some(self.hit(entry, Tier::Store)),
-            How::Stored | How::Elsewhere => {}
+            How::Remembered if self.forced_since.is_none() => return Some(self.hit(entry, Tier::Memory)),
+            How::Stored | How::Remembered | How::Elsewhere => {}
         }
         let renewed = found.how == How::Renewed;
         let report = Report {

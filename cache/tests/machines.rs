@@ -387,3 +387,25 @@ async fn garbage_in_the_store_and_on_the_bus_is_ignored() {
     }
     assert_eq!(origin.hits(), 4);
 }
+
+/// Real threads and real time: what interleavings can break shows here, if at all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn many_threads_many_keys_one_fetch_each() {
+    for away in [false, true] {
+        let faulty = Faulty::new();
+        faulty.away.store(away, SeqCst);
+        let clock = Clock::manual(T0);
+        // Without a store, machines can not know of each other.
+        let machines: Vec<_> = (0..if away { 1 } else { 3 }).map(|_| Machine::with(faulty.store(), clock.clone())).collect();
+        machines.iter().for_each(|machine| machine.engine.start());
+        let origin = Origin::always(Reply::page("").pieces(&["<html>", "x", "</html>"], Duration::from_millis(1)));
+        let plans: Vec<Plan> = (0..40).map(|n| Plan { key: format!("k{n}"), ..plan(html()) }).collect();
+        let clients: Vec<_> = (0..4000).map(|n| tokio::spawn(machines[n % machines.len()].ask(&plans[n * 7 % 40], &get(&[]), &origin))).collect();
+        for client in clients {
+            let got = client.await.expect("client");
+            assert_eq!((got.status, got.text()), (200, "<html>x</html>"), "{got:?}");
+        }
+        assert_eq!(origin.hits(), 40, "store away: {away}");
+        assert!(machines.iter().all(|machine| machine.engine.stats().misses + machine.engine.stats().memory_hits + machine.engine.stats().store_hits >= 4000 / 3));
+    }
+}

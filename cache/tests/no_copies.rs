@@ -1,0 +1,56 @@
+//! A hit in memory neither allocates nor copies.
+
+mod support;
+
+use std::{
+    alloc::{GlobalAlloc, Layout, System},
+    cell::Cell,
+};
+use support::*;
+use weir_cache::status;
+
+thread_local!(static COUNT: Cell<u64> = const { Cell::new(0) });
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator unchanged; counting touches no memory that it hands out.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = COUNT.try_with(|count| count.set(count.get() + 1));
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[tokio::test(start_paused = true)]
+async fn a_hit_in_memory_allocates_nothing() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::always(Reply::page(&"shoes ".repeat(2000)));
+    machine.ask(&plan, &get(&[]), &origin).await;
+    let mut out = Vec::with_capacity(32 * 1024);
+    let key = plan.key.as_str();
+    let before = COUNT.get();
+    for _ in 0..100 {
+        out.clear();
+        let now = machine.clock.now();
+        let entry = machine.engine.peek("v1", key).expect("stored");
+        assert!(entry.is_fresh(now) && !entry.wants_early_refresh(now * 1000, 1.0));
+        out.extend_from_slice(entry.head());
+        out.extend_from_slice(b"cache-status: ");
+        status::write_hit(&mut out, entry.ttl(now), Some(key));
+        out.extend_from_slice(b"\r\n\r\n");
+        out.extend_from_slice(entry.body());
+        machine.engine.count_hit();
+    }
+    assert_eq!(COUNT.get() - before, 0);
+    assert!(out.ends_with(b"shoes </html>"));
+    assert_eq!(machine.engine.stats().memory_hits, 100);
+    // One buffer is shared by memory and the embedded store.
+    let entry = machine.engine.peek("v1", key).expect("stored");
+    assert!(entry.raw().as_ptr_range().contains(&entry.body().as_ptr()));
+}
