@@ -3,12 +3,12 @@
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, Limited, StreamBody, combinators::UnsyncBoxBody};
+use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
 use std::{convert::Infallible, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::mpsc};
 use weir_gateway::Environment;
 
 /// Largest body of an admin call.
@@ -27,10 +27,10 @@ pub trait Control: Send + Sync + 'static {
     ///
     /// Errors: why the argument can not be used.
     async fn purge(&self, what: &str) -> Result<u64, String>;
-    /// Warms all configured targets up now; a report a target.
+    /// Warms all configured targets up now. The receiver hears of each as it is done, and at last of the sums.
     ///
-    /// Errors: nothing is configured, or another instance is at it.
-    async fn warm_up(&self) -> Result<Value, String>;
+    /// Errors: nothing is configured, or another round is under way.
+    async fn warm_up(&self) -> Result<mpsc::Receiver<Value>, String>;
     /// Reads the configuration again.
     ///
     /// Errors: what is wrong with it; the old one stays in force.
@@ -72,7 +72,7 @@ pub async fn serve(listener: TcpListener, control: Arc<dyn Control>, stop: impl 
     }
 }
 
-type Answer = Response<Full<Bytes>>;
+type Answer = Response<UnsyncBoxBody<Bytes, Infallible>>;
 
 async fn answer(control: &dyn Control, peer: SocketAddr, request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
@@ -95,7 +95,7 @@ async fn answer(control: &dyn Control, peer: SocketAddr, request: Request<Incomi
         "/status" if get => as_json(StatusCode::OK, &status(control)),
         "/purge" if parts.method == Method::POST => purge(control, body).await,
         "/warm-up" if parts.method == Method::POST => match control.warm_up().await {
-            Ok(report) => as_json(StatusCode::OK, &report),
+            Ok(lines) => as_lines(lines),
             Err(reason) => as_json(StatusCode::CONFLICT, &json!({ "message": reason })),
         },
         "/reload" if parts.method == Method::POST => match control.reload().await {
@@ -165,7 +165,7 @@ fn status(control: &dyn Control) -> Value {
 }
 
 fn plain(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut answer = Response::new(Full::new(body.into()));
+    let mut answer = Response::new(Full::new(body.into()).boxed_unsync());
     *answer.status_mut() = status;
     answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(kind));
     answer.headers_mut().insert(header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
@@ -174,4 +174,15 @@ fn plain(status: StatusCode, kind: &'static str, body: impl Into<Bytes>) -> Answ
 
 fn as_json(status: StatusCode, body: &Value) -> Answer {
     plain(status, "application/json; charset=utf-8", format!("{body:#}\n"))
+}
+
+/// One JSON object a line, each as soon as it is there.
+fn as_lines(mut values: mpsc::Receiver<Value>) -> Answer {
+    let frames = futures_util::stream::poll_fn(move |cx| {
+        values.poll_recv(cx).map(|value| value.map(|value| Ok(Frame::data(Bytes::from(format!("{value}\n"))))))
+    });
+    let mut answer = Response::new(StreamBody::new(frames).boxed_unsync());
+    answer.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/x-ndjson"));
+    answer.headers_mut().insert(header::CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
+    answer
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use weir_admin::Control;
 use weir_config::LoadOptions;
 use weir_gateway::Environment;
-use weir_proxy::live::Weir;
+use tokio::sync::mpsc;
+use weir_proxy::{live::Weir, warm::Progress};
 
 /// The running program and where its configuration came from.
 pub struct Running {
@@ -83,14 +84,27 @@ impl Control for Running {
         Ok(count)
     }
 
-    async fn warm_up(&self) -> Result<Value, String> {
+    async fn warm_up(&self) -> Result<mpsc::Receiver<Value>, String> {
         let config = self.weir.live.load().document.warm_up.clone().ok_or("there is no warm_up section")?;
-        let report = schedule::round_if_free(&self.weir, &config).await.ok_or("another warm-up is under way")?;
-        let results: Vec<Value> = report
-            .iter()
-            .map(|w| json!({ "target": w.target, "ok": w.is_ok(), "status": w.result.as_ref().ok(), "error": w.result.as_ref().err(), "cache": w.verdict, "ms": w.took.as_millis() as u64 }))
-            .collect();
-        Ok(json!({ "warmed": report.iter().filter(|w| w.is_ok()).count(), "failed": report.iter().filter(|w| !w.is_ok()).count(), "results": results }))
+        let lease = schedule::begin(&self.weir).await.ok_or("another warm-up is under way")?;
+        let (lines, receiver) = mpsc::channel(64);
+        let weir = self.weir.clone();
+        tokio::spawn(async move {
+            // A caller that reads slowly (or left) does not hold the round up: it then misses lines.
+            let report = schedule::round(&weir, &config, lease, |news| {
+                let _ = lines.try_send(match news {
+                    Progress::Targets(count) => json!({ "targets": count }),
+                    Progress::Done(w) => json!({
+                        "target": w.target, "ok": w.is_ok(), "status": w.result.as_ref().ok(), "error": w.result.as_ref().err(),
+                        "cache": w.verdict, "ms": w.took.as_millis() as u64,
+                    }),
+                });
+            })
+            .await;
+            let warmed = report.iter().filter(|w| w.is_ok()).count();
+            let _ = lines.send(json!({ "warmed": warmed, "failed": report.len() - warmed })).await;
+        });
+        Ok(receiver)
     }
 
     async fn reload(&self) -> Result<(), String> {

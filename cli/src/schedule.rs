@@ -1,11 +1,11 @@
 //! When warm-up rounds take place, and that only one instance does each.
 
 use chrono::Utc;
-use croner::Cron;
-use std::{str::FromStr, sync::Arc, time::Duration};
+use croner::parser::{CronParser, Seconds};
+use std::{sync::Arc, time::Duration};
 use weir_config::WarmUp;
-use weir_proxy::{live::Weir, warm::{self, Warmed}};
-use weir_store::Store;
+use weir_proxy::{live::Weir, warm::{self, Progress, Warmed}};
+use weir_store::{Lease, Store};
 
 /// The lock that one round holds.
 const LOCK: &str = "warm-up";
@@ -27,7 +27,8 @@ pub async fn run(weir: Arc<Weir>) {
         };
         let pause = next(&config);
         let recently = matches!(weir.environment.store.blobs.get(DONE).await, Ok(Some(_)));
-        if !recently && let Some(report) = round_if_free(&weir, &config).await {
+        if !recently && let Some(lease) = begin(&weir).await {
+            let report = round(&weir, &config, lease, |_| ()).await;
             let failed = report.iter().filter(|w| !w.is_ok()).count();
             tracing::info!(targets = report.len(), failed, "warm-up round done");
             let _ = weir.environment.store.blobs.put(DONE, "1".into(), pause.mul_f64(0.8), None).await;
@@ -45,29 +46,36 @@ fn next(config: &WarmUp) -> Duration {
     config
         .cron
         .as_deref()
-        .and_then(|text| Cron::from_str(text).ok())
+        .and_then(|text| CronParser::builder().seconds(Seconds::Optional).build().parse(text).ok())
         .and_then(|cron| cron.find_next_occurrence(&now, false).ok())
         .and_then(|at| (at - now).to_std().ok())
         .unwrap_or(Duration::from_secs(60))
 }
 
-/// One round, unless another instance is at it. With the store away, each instance warms for itself.
-pub async fn round_if_free(weir: &Arc<Weir>, config: &WarmUp) -> Option<Vec<Warmed>> {
-    let store = &weir.environment.store;
-    match store.locks.acquire(LOCK, LEASE).await {
+/// The right to do a round; with the store away each instance has it for itself. `None`: another instance is at it.
+pub async fn begin(weir: &Weir) -> Option<Option<Lease>> {
+    match weir.environment.store.locks.acquire(LOCK, LEASE).await {
+        Ok(Some(lease)) => Some(Some(lease)),
         Ok(None) => None,
-        Ok(Some(lease)) => {
-            let renewing = tokio::spawn(keep(store.clone(), lease.clone()));
-            let report = warm::round(weir, config).await;
-            renewing.abort();
-            let _ = store.locks.release(&lease).await;
-            Some(report)
-        }
-        Err(_) => Some(warm::round(weir, config).await),
+        Err(_) => Some(None),
     }
 }
 
-async fn keep(store: Store, lease: weir_store::Lease) {
+/// One round.
+pub async fn round(weir: &Arc<Weir>, config: &WarmUp, lease: Option<Lease>, progress: impl Fn(Progress)) -> Vec<Warmed> {
+    let store = &weir.environment.store;
+    let renewing = lease.clone().map(|lease| tokio::spawn(keep(store.clone(), lease)));
+    let report = warm::round(weir, config, progress).await;
+    if let Some(renewing) = renewing {
+        renewing.abort();
+    }
+    if let Some(lease) = lease {
+        let _ = store.locks.release(&lease).await;
+    }
+    report
+}
+
+async fn keep(store: Store, lease: Lease) {
     loop {
         tokio::time::sleep(LEASE / 3).await;
         if matches!(store.locks.renew(&lease, LEASE).await, Ok(false)) {
@@ -87,11 +95,15 @@ mod tests {
             cron: cron.map(String::from),
             token: None,
             urls: vec![],
+            sitemaps: vec![],
+            top: 0,
+            rate: 0,
             concurrency: 1,
             timeout: weir_config::Millis::secs(1),
         };
         assert_eq!(next(&config(Some(270), None)), Duration::from_secs(270));
         let wait = next(&config(None, Some("*/5 * * * *")));
         assert!(wait <= Duration::from_secs(300), "{wait:?}");
+        assert!(next(&config(None, Some("*/10 * * * * *"))) <= Duration::from_secs(10));
     }
 }

@@ -84,7 +84,10 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
             match edge.pages.plan(https, &work.cx.client.host, &request.uri) {
                 None => work.bypass("no-rule"),
                 Some(plan) if visitor == Who::SignedIn && !plan.page.shared_by_all() => work.bypass_key("signed-in", &plan.plan.key),
-                Some(plan) => return page(work, edge, request, plan).await,
+                Some(plan) => {
+                    work.weir.popular.asked(&plan.host, plan.target.path_and_query().map_or("/", |p| p.as_str()));
+                    return page(work, edge, request, plan).await;
+                }
             }
         }
         Class::Draft => {

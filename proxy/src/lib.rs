@@ -28,6 +28,7 @@ pub mod h2_server;
 pub mod live;
 pub mod origin;
 pub mod pages;
+pub mod popular;
 pub mod server;
 pub mod warm;
 pub mod wire;

@@ -21,6 +21,8 @@ pub struct Weir {
     /// Opens connections to upstreams.
     pub connector: TransportConnector,
     register: Arc<dyn Register>,
+    /// Which pages visitors ask for most.
+    pub popular: crate::popular::Popular,
     /// Where finished requests are written.
     pub access: crate::access::AccessLog,
 }
@@ -32,7 +34,7 @@ impl Weir {
     pub fn new(document: Document, register: Arc<dyn Register>, environment: Arc<Environment>) -> Result<Arc<Weir>, Vec<Diagnostic>> {
         let access = crate::access::AccessLog::new(document.server.access_log);
         let live = Live::compile(document, &*register, &environment)?;
-        Ok(Arc::new(Weir { environment, live: ArcSwap::from_pointee(live), connector: TransportConnector::new(None), register, access }))
+        Ok(Arc::new(Weir { environment, live: ArcSwap::from_pointee(live), connector: TransportConnector::new(None), register, access, popular: Default::default() }))
     }
 
     /// Puts another configuration in force; requests under way finish on the old one. Listeners stay as they are.

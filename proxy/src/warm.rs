@@ -7,8 +7,12 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderValue, Method, Request, Uri, header, response};
-use std::{sync::Arc, time::Duration};
-use tokio::{sync::Semaphore, time::Instant};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use weir_config::WarmUp;
 
 /// One target, read.
@@ -68,56 +72,173 @@ impl Warmed {
     }
 }
 
-/// Asks for every target once.
-pub async fn round(weir: &Arc<Weir>, config: &WarmUp) -> Vec<Warmed> {
+/// News of a round, in order: how many targets there are, then each as it is done.
+#[derive(Debug, Clone)]
+pub enum Progress {
+    /// So many will be asked for.
+    Targets(usize),
+    /// One is done.
+    Done(Warmed),
+}
+
+/// Asks for every target once: the listed ones, those of the sitemaps, and the pages asked for most. `progress` hears of each.
+pub async fn round(weir: &Arc<Weir>, config: &WarmUp, progress: impl Fn(Progress)) -> Vec<Warmed> {
     let permits = Arc::new(Semaphore::new(config.concurrency.max(1) as usize));
     let timeout = config.timeout.get();
-    let mut tasks = Vec::new();
-    for text in &config.urls {
-        let (weir, permits, text) = (weir.clone(), permits.clone(), text.clone());
-        tasks.push(tokio::spawn(async move {
-            let _permit = permits.acquire_owned().await;
-            one(&weir, text, timeout).await
-        }));
-    }
+    let (targets, failed) = targets(weir, config).await;
+    progress(Progress::Targets(targets.len() + failed.len()));
     let mut all = Vec::new();
-    for task in tasks {
-        if let Ok(warmed) = task.await {
-            weir.environment.metrics.warm_up(warmed.is_ok());
-            if !warmed.is_ok() {
-                tracing::warn!(target = %warmed.target, result = ?warmed.result, "warm-up failed");
-            }
-            all.push(warmed);
+    let mut note = |warmed: Warmed| {
+        weir.environment.metrics.warm_up(warmed.is_ok());
+        if !warmed.is_ok() {
+            tracing::warn!(target = %warmed.target, result = ?warmed.result, "warm-up failed");
+        }
+        progress(Progress::Done(warmed.clone()));
+        all.push(warmed);
+    };
+    failed.into_iter().for_each(&mut note);
+    let mut tasks = JoinSet::new();
+    let mut pace = (config.rate > 0).then(|| tokio::time::interval(Duration::from_secs(1) / config.rate));
+    for text in targets {
+        if let Some(pace) = &mut pace {
+            pace.tick().await;
+        }
+        // A permit before the task: a list of fifty thousand pages makes no fifty thousand tasks.
+        let Ok(permit) = permits.clone().acquire_owned().await else { break };
+        let weir = weir.clone();
+        tasks.spawn(async move {
+            let _permit = permit;
+            one(&weir, text, timeout).await
+        });
+        while let Some(Ok(warmed)) = tasks.try_join_next() {
+            note(warmed);
+        }
+    }
+    while let Some(done) = tasks.join_next().await {
+        if let Ok(warmed) = done {
+            note(warmed);
         }
     }
     all
 }
 
+/// Everything to ask for, each once; and the sitemaps that could not be read.
+async fn targets(weir: &Arc<Weir>, config: &WarmUp) -> (Vec<String>, Vec<Warmed>) {
+    let mut targets = config.urls.clone();
+    let mut failed = Vec::new();
+    let mut sitemaps: VecDeque<String> = config.sitemaps.iter().cloned().collect();
+    let mut read = 0;
+    while let Some(text) = sitemaps.pop_front() {
+        read += 1;
+        if read > MAX_SITEMAPS {
+            break;
+        }
+        let began = Instant::now();
+        match sitemap(weir, &text, config.timeout.get()).await {
+            Ok(found) => {
+                sitemaps.extend(found.sitemaps);
+                targets.extend(found.pages);
+            }
+            Err(reason) => failed.push(Warmed { target: text, result: Err(reason), verdict: None, took: began.elapsed() }),
+        }
+    }
+    targets.extend(weir.popular.most(config.top as usize).into_iter().map(|(host, target)| format!("edge://{host}{target}")));
+    let mut seen = HashSet::new();
+    targets.retain(|t| seen.insert(t.clone()));
+    (targets, failed)
+}
+
+async fn sitemap(weir: &Arc<Weir>, text: &str, timeout: Duration) -> Result<Sitemap, String> {
+    let mut sink = Sink { keep: MAX_SITEMAP, ..Sink::default() };
+    ask(weir, &Target::parse(text)?, timeout, &mut sink).await?;
+    match sink.status {
+        Some(200) if sink.kept.len() < MAX_SITEMAP => Sitemap::parse(&sink.kept),
+        Some(200) => Err(format!("the sitemap is longer than {MAX_SITEMAP} bytes")),
+        Some(status) => Err(format!("the sitemap was answered with {status}")),
+        None => Err("no answer".into()),
+    }
+}
+
+/// Sitemaps read in a round, indexes included.
+const MAX_SITEMAPS: usize = 200;
+/// The protocol's own limit (sitemaps.org): 50 MiB.
+const MAX_SITEMAP: usize = 50 << 20;
+
+/// What a sitemap or a sitemap index names, as targets.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sitemap {
+    pages: Vec<String>,
+    sitemaps: Vec<String>,
+}
+
+impl Sitemap {
+    /// Reads `<loc>` of `<url>` and `<sitemap>` elements (sitemaps.org protocol). The scheme of a location does not matter here: its host and
+    /// path are asked for at the edge.
+    fn parse(xml: &[u8]) -> Result<Sitemap, String> {
+        use quick_xml::events::Event;
+        let xml = std::str::from_utf8(xml).map_err(|_| "the sitemap is not UTF-8")?;
+        let mut reader = quick_xml::Reader::from_str(xml);
+        let mut found = Sitemap::default();
+        let (mut in_loc, mut of_sitemap) = (false, false);
+        let mut text = String::new();
+        loop {
+            match reader.read_event().map_err(|e| format!("the sitemap is not XML: {e}"))? {
+                Event::Start(tag) => match tag.local_name().as_ref() {
+                    "sitemap" => of_sitemap = true,
+                    "url" => of_sitemap = false,
+                    "loc" => (in_loc, text) = (true, String::new()),
+                    _ => {}
+                },
+                Event::Text(part) if in_loc => text.push_str(&part),
+                Event::GeneralRef(entity) if in_loc => match &*entity {
+                    "amp" => text.push('&'),
+                    "apos" => text.push('\''),
+                    "quot" => text.push('"'),
+                    "lt" => text.push('<'),
+                    "gt" => text.push('>'),
+                    _ => {}
+                },
+                Event::CData(part) if in_loc => text.push_str(&part),
+                Event::End(tag) if tag.local_name().as_ref() == "loc" => {
+                    in_loc = false;
+                    let list = if of_sitemap { &mut found.sitemaps } else { &mut found.pages };
+                    if let Some((_, rest)) = text.trim().split_once("://") {
+                        list.push(format!("edge://{rest}"));
+                    }
+                }
+                Event::Eof => return Ok(found),
+                _ => {}
+            }
+        }
+    }
+}
+
 async fn one(weir: &Arc<Weir>, text: String, timeout: Duration) -> Warmed {
     let began = Instant::now();
-    let target = match Target::parse(&text) {
-        Ok(target) => target,
-        Err(error) => return Warmed { target: text, result: Err(error), verdict: None, took: Duration::ZERO },
-    };
-    let mut request = Request::new(()).into_parts().0;
-    request.method = Method::GET;
-    request.uri = target.path;
-    let host = target.host.or_else(|| default_host(weir, target.kind)).unwrap_or_else(|| "localhost".into());
-    if let Ok(host) = HeaderValue::from_str(&host) {
-        request.headers.insert(header::HOST, host);
-    }
-    request.headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
-    request.headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("Weir-warm-up/", env!("CARGO_PKG_VERSION"))));
-    let door = Door { weir: weir.clone(), kind: target.kind };
     let mut sink = Sink::default();
-    let done = tokio::time::timeout(timeout, door.handle_own(request, &mut sink)).await;
-    let result = match (done, sink.status, sink.broken) {
-        (Err(_), ..) => Err(format!("no answer within {timeout:?}")),
+    let asked = match Target::parse(&text) {
+        Ok(target) => ask(weir, &target, timeout, &mut sink).await,
+        Err(error) => Err(error),
+    };
+    let result = match (asked, sink.status, sink.broken) {
+        (Err(reason), ..) => Err(reason),
         (Ok(()), Some(_), true) => Err("the answer was cut short".into()),
         (Ok(()), Some(status), false) => Ok(status),
         (Ok(()), None, _) => Err("no answer".into()),
     };
     Warmed { target: text, result, verdict: sink.verdict, took: began.elapsed() }
+}
+
+async fn ask(weir: &Arc<Weir>, target: &Target, timeout: Duration, sink: &mut Sink) -> Result<(), String> {
+    let mut request = Request::new(()).into_parts().0;
+    request.method = Method::GET;
+    request.uri = target.path.clone();
+    let host = target.host.clone().or_else(|| default_host(weir, target.kind)).unwrap_or_else(|| "localhost".into());
+    request.headers.insert(header::HOST, HeaderValue::from_str(&host).map_err(|_| format!("`{host}` is not a host"))?);
+    request.headers.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
+    request.headers.insert(header::USER_AGENT, HeaderValue::from_static(concat!("Weir-warm-up/", env!("CARGO_PKG_VERSION"))));
+    let door = Door { weir: weir.clone(), kind: target.kind };
+    tokio::time::timeout(timeout, door.handle_own(request, sink)).await.map_err(|_| format!("no answer within {timeout:?}"))
 }
 
 /// The host under which visitors ask: keys are made of it. Where none is configured, this machine's own name for itself.
@@ -135,12 +256,15 @@ fn default_host(weir: &Weir, kind: DoorKind) -> Option<String> {
     named.or_else(|| listen.rsplit_once(':').map(|(_, port)| format!("localhost:{port}")))
 }
 
-/// A client that only counts.
+/// A client that needs little more than the status.
 #[derive(Default)]
 struct Sink {
     status: Option<u16>,
     verdict: Option<String>,
     broken: bool,
+    /// Keep this much of the body.
+    keep: usize,
+    kept: Vec<u8>,
 }
 
 impl Downstream for Sink {
@@ -161,7 +285,9 @@ impl Downstream for Sink {
     async fn interim(&mut self, _: &response::Parts) -> Result<(), ClientError> {
         Ok(())
     }
-    async fn write(&mut self, _: Bytes) -> Result<(), ClientError> {
+    async fn write(&mut self, piece: Bytes) -> Result<(), ClientError> {
+        let room = self.keep - self.kept.len();
+        self.kept.extend_from_slice(&piece[..piece.len().min(room)]);
         Ok(())
     }
     async fn end(&mut self) -> Result<(), ClientError> {
@@ -187,5 +313,17 @@ mod tests {
         assert_eq!(target("edge://shop.example.com/a"), Ok((DoorKind::Edge, Some("shop.example.com".into()), "/a".into())));
         assert_eq!(target("gateway://h"), Ok((DoorKind::Gateway, Some("h".into()), "/".into())));
         assert!(target("api/home").is_err() && target("edge:home").is_err());
+    }
+
+    #[test]
+    fn sitemaps_and_their_indexes_are_read() {
+        let xml = br#"<?xml version="1.0"?><urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">
+            <url><loc> https://shop.example.com/a?x=1&amp;y=2 </loc><lastmod>2026-01-01</lastmod></url><url><loc><![CDATA[http://h:81/b]]></loc></url></urlset>"#;
+        let pages = vec!["edge://shop.example.com/a?x=1&y=2".to_string(), "edge://h:81/b".into()];
+        assert_eq!(Sitemap::parse(xml), Ok(Sitemap { pages, sitemaps: vec![] }));
+        let index = b"<sitemapindex><sitemap><loc>https://h/s1.xml</loc></sitemap></sitemapindex>";
+        assert_eq!(Sitemap::parse(index), Ok(Sitemap { pages: vec![], sitemaps: vec!["edge://h/s1.xml".into()] }));
+        assert!(Sitemap::parse(b"<urlset><url></loc>").is_err());
+        assert_eq!(Sitemap::parse(b"not xml at all"), Ok(Sitemap::default()));
     }
 }
