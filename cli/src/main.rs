@@ -3,6 +3,7 @@
 mod banner;
 mod control;
 mod demo;
+mod remote;
 mod run;
 mod schedule;
 
@@ -43,6 +44,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have a running Weir warm everything up now, and watch it.
+    WarmUp {
+        #[command(flatten)]
+        remote: remote::Remote,
+        /// One JSON object a line.
+        #[arg(long)]
+        json: bool,
+    },
     /// Serve a small shop with stub services behind it: nothing else is needed.
     Demo(demo::Demo),
 }
@@ -51,6 +60,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config, ignore_unknown_plugins } => run::run(run::Source::File(config), LoadOptions { ignore_unknown_plugins, ..LoadOptions::default() }, None),
         Command::Check { file, ignore_unknown_plugins, json } => return check(file, ignore_unknown_plugins, json),
+        Command::WarmUp { remote, json } => remote::warm_up(&remote, json),
         Command::Demo(demo) => demo::demo(demo),
     };
     match result {

@@ -290,7 +290,9 @@ impl Downstream for H1<'_> {
         };
         self.framing = if bodiless { ResponseLength::None } else { announced };
         // Answered before the promised body: what comes next may be body or request, so that only closing is safe.
-        self.close |= self.framing == ResponseLength::Close || (self.owes_continue && !self.read_done);
+        // A long rest is not worth reading either.
+        let long_rest = matches!(self.request_body, RequestBody::Length(length) if !self.read_done && length - self.received.min(length) > DRAIN);
+        self.close |= self.framing == ResponseLength::Close || (self.owes_continue && !self.read_done) || long_rest;
         let connection = match () {
             () if self.upgraded => Connection::Upgrade,
             () if self.close => Connection::Close,
