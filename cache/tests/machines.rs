@@ -257,6 +257,10 @@ impl Blobs for Faulty {
         self.check()?;
         self.inner.blobs.delete(keys).await
     }
+    async fn patch(&self, key: &str, old: &[u8], new: &[u8]) -> StoreResult<bool> {
+        self.check()?;
+        self.inner.blobs.patch(key, old, new).await
+    }
 }
 
 #[async_trait]

@@ -82,7 +82,9 @@ fn check(file: PathBuf, ignore_unknown_plugins: bool, json: bool) -> ExitCode {
     if json {
         println!("{:#}", diagnostics.to_json());
     } else {
-        print!("{diagnostics}");
+        if !diagnostics.is_empty() {
+            println!("{diagnostics}");
+        }
         println!("{}", summary(&file, loaded.document.as_ref(), &diagnostics));
     }
     if diagnostics.has_errors() { ExitCode::FAILURE } else { ExitCode::SUCCESS }

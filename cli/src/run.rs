@@ -30,11 +30,18 @@ impl Source {
         };
         match loaded.document {
             Some(document) if !loaded.diagnostics.has_errors() => {
-                eprint!("{}", loaded.diagnostics);
+                show(&loaded.diagnostics);
                 Ok(document)
             }
             _ => Err(loaded.diagnostics),
         }
+    }
+}
+
+/// Findings on standard error, each on lines of its own.
+fn show(diagnostics: &Diagnostics) {
+    if !diagnostics.is_empty() {
+        eprintln!("{diagnostics}");
     }
 }
 
@@ -66,7 +73,7 @@ pub fn run(source: Source, options: LoadOptions, tour: Option<String>) -> anyhow
     let document = match source.load(&*register, &options) {
         Ok(document) => document,
         Err(diagnostics) => {
-            eprint!("{diagnostics}");
+            show(&diagnostics);
             bail!("the configuration has errors; nothing was started");
         }
     };
@@ -87,7 +94,7 @@ pub fn run(source: Source, options: LoadOptions, tour: Option<String>) -> anyhow
     let weir = match Weir::new(document, register.clone(), environment) {
         Ok(weir) => weir,
         Err(errors) => {
-            eprint!("{}", Diagnostics::new(errors));
+            show(&Diagnostics::new(errors));
             bail!("the configuration has errors; nothing was started");
         }
     };
@@ -182,7 +189,7 @@ async fn reload_on_hangup(running: Arc<Running>) {
     while hangup.recv().await.is_some() {
         match running.reload_now() {
             Ok(()) => tracing::info!("the new configuration is in force"),
-            Err(errors) => eprintln!("{errors}weir: the old configuration stays in force"),
+            Err(errors) => eprintln!("{errors}\nweir: the old configuration stays in force"),
         }
     }
 }

@@ -30,6 +30,7 @@ pub struct Chain {
     log: Vec<u16>,
     reads_body: Option<usize>,
     changes_bodies: bool,
+    wants_log_view: bool,
 }
 
 impl Chain {
@@ -53,6 +54,7 @@ impl Chain {
             end: reversed(Phases::END),
             log: reversed(Phases::LOG),
             changes_bodies: links.iter().any(|l| l.plugin.phases().has(Phases::BODY) && l.plugin.changes_body()),
+            wants_log_view: links.iter().any(|l| l.plugin.phases().has(Phases::LOG) && l.plugin.wants_log_view()),
             reads_body: links.iter().filter_map(|l| l.plugin.reads_body()).max(),
             links,
         }
@@ -66,6 +68,11 @@ impl Chain {
     /// How much of the request body the plugins want to see.
     pub fn reads_body(&self) -> Option<usize> {
         self.reads_body
+    }
+
+    /// Whether a plugin wants [`RequestContext::log_view`].
+    pub fn wants_log_view(&self) -> bool {
+        self.wants_log_view
     }
 
     /// Whether a plugin may change the length of answers.
@@ -139,6 +146,11 @@ impl Chains {
     /// How much of the request body any of the chains wants to see: which one will run is not known before authentication.
     pub fn reads_body(&self) -> Option<usize> {
         self.by_consumer.values().chain([&self.base]).filter_map(|c| c.reads_body()).max()
+    }
+
+    /// Whether any of the chains wants [`RequestContext::log_view`].
+    pub fn wants_log_view(&self) -> bool {
+        self.by_consumer.values().chain([&self.base]).any(|c| c.wants_log_view())
     }
 
     /// Runs the request steps. Authentication may name the consumer half-way: from there on the consumer's chain goes on, below the

@@ -2,7 +2,7 @@
 
 use crate::{RouteRuntime, ServiceRuntime};
 use bytes::Bytes;
-use http::Extensions;
+use http::{Extensions, HeaderMap, HeaderName, Method, Uri, request};
 use std::{fmt, net::IpAddr, sync::Arc, time::{Duration, Instant}};
 use weir_cache::{Plan, Report};
 
@@ -109,9 +109,43 @@ pub struct SeenBody {
     pub announced: Option<u64>,
 }
 
-/// Times of the exchange.
+/// What plugins that write logs want to know of the messages themselves. Made only where a chain asks for it
+/// ([`crate::Chain::wants_log_view`]). Fields that carry credentials are still in it: whoever writes it down leaves them out.
+#[derive(Debug, Clone)]
+pub struct LogView {
+    /// The client's method.
+    pub method: Method,
+    /// The client's target.
+    pub uri: Uri,
+    /// The client's fields.
+    pub headers: HeaderMap,
+    /// Fields of the answer as sent.
+    pub response_headers: HeaderMap,
+    /// Path and query that the service was asked for.
+    pub upstream_uri: Option<String>,
+    /// What the service answered.
+    pub upstream_status: Option<u16>,
+}
+
+impl LogView {
+    /// A view of a request that just came.
+    pub fn new(req: &request::Parts) -> Box<LogView> {
+        Box::new(LogView {
+            method: req.method.clone(),
+            uri: req.uri.clone(),
+            headers: req.headers.clone(),
+            response_headers: HeaderMap::new(),
+            upstream_uri: None,
+            upstream_status: None,
+        })
+    }
+}
+
+/// Times of the exchange, each counted from the request's head.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Times {
+    /// The service was about to be asked.
+    pub forwarded: Option<Duration>,
     /// From request head to upstream's response head, waiting for retries included.
     pub upstream: Option<Duration>,
     /// The answer's head left.
@@ -146,6 +180,14 @@ pub struct RequestContext {
     pub refresh: bool,
     /// What plugins asked to see of the body.
     pub body: Option<SeenBody>,
+    /// Sent to the service instead of the client's body. Only for a plugin that saw the whole body ([`SeenBody::whole`]).
+    pub replace_body: Option<Bytes>,
+    /// Values that plugins leave for each other by name (Kong's `kong.ctx.shared`).
+    pub shared: serde_json::Map<String, serde_json::Value>,
+    /// Fields that the answer must not carry, whoever sets them.
+    pub hidden: Vec<HeaderName>,
+    /// For plugins that write logs.
+    pub log_view: Option<Box<LogView>>,
     /// The exchange must run to its end even if the client leaves, since its effect counts.
     pub must_complete: bool,
     /// Where the answer came from: `upstream`, `cache`, or the name of the plugin or step that made it.
@@ -186,6 +228,10 @@ impl RequestContext {
             plan: None,
             refresh: false,
             body: None,
+            replace_body: None,
+            shared: serde_json::Map::new(),
+            hidden: Vec::new(),
+            log_view: None,
             must_complete: false,
             answered_by: "upstream",
             report: None,

@@ -110,6 +110,11 @@ pub trait Plugin: Send + Sync + 'static {
     /// The exchange is over, but the client has not seen its last byte: the moment to make a result durable.
     async fn end(&self, _cx: &mut RequestContext, _ending: Ending) {}
 
+    /// Whether [`Plugin::log`] needs [`RequestContext::log_view`].
+    fn wants_log_view(&self) -> bool {
+        false
+    }
+
     /// After everything, off the client's time.
     fn log(&self, _cx: &RequestContext) {}
 }

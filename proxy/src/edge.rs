@@ -247,7 +247,10 @@ async fn whose<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request:
         Visitor::None if told.monitor || matches!(told.class, Class::Static | Class::Image | Class::Asset) => return Who::Unknown,
         Visitor::None => {
             let remote = match &config.issue {
-                GuestIssue::Local => None,
+                GuestIssue::Local => {
+                    work.weir.environment.metrics.guest("local");
+                    None
+                }
                 GuestIssue::Remote { url, timeout } => ask_for_token(work, url, *timeout).await,
             };
             let secure = config.secure.unwrap_or(work.cx.client.scheme == Scheme::Https);

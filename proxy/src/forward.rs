@@ -58,7 +58,9 @@ pub async fn forward<D: Downstream>(
             },
         };
         cx.sent = true;
-        match exchange::attempt(wire, reused, request, &mut upload, &endpoint, key, limits).await {
+        let tried_once = exchange::attempt(wire, reused, request, &mut upload, &endpoint, key, limits).await;
+        cx.bytes.0 = upload.seen.len() as u64 + upload.taken;
+        match tried_once {
             Ok(answered) => {
                 endpoint.succeeded();
                 return Ok(answered);

@@ -4,7 +4,7 @@ use crate::{downstream::Downstream, origin::OriginFetch, work::{Work, wants_upgr
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request};
 use std::sync::Arc;
 use weir_config::PathHandling;
-use weir_gateway::{Chain, RequestContext, RouteRuntime, Scheme, ServiceRuntime, router};
+use weir_gateway::{Chain, RequestContext, RouteRuntime, Scheme, ServiceRuntime, context::LogView, router};
 
 /// Fields that only the gateway may set: a client's are dropped.
 const IDENTITY: [&str; 7] = [
@@ -35,6 +35,9 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         sni: work.cx.client.sni.as_deref(),
     });
     let Some(found) = found else {
+        if snapshot.no_route.wants_log_view() {
+            work.cx.log_view = Some(LogView::new(&request));
+        }
         work.label = "no-route".into();
         work.cx.failure = Some("no-route");
         let chain = snapshot.no_route.clone();
@@ -46,6 +49,9 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     work.label.clone_from(&route.name);
     work.cx.route = Some(route.clone());
     work.cx.service.clone_from(&route.service);
+    if route.chains.wants_log_view() {
+        work.cx.log_view = Some(LogView::new(&request));
+    }
     if work.cx.client.scheme == Scheme::Http && !route.http {
         return wrong_protocol(work, &route, &request).await;
     }

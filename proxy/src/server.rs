@@ -140,6 +140,8 @@ impl Door {
         cx.times.total = Some(cx.started.elapsed());
         if let Some(route) = &cx.route {
             route.chains.of(cx.consumer.as_ref().map(|c| c.index)).log(&cx);
+        } else if cx.failure == Some("no-route") {
+            live.snapshot.no_route.log(&cx);
         }
         self.weir.environment.metrics.request(self.kind.name(), &label, &cx);
         self.weir.access.write(&Logged { door: self.kind.name(), method: &method, uri: &uri, route: &label }, &cx);

@@ -88,6 +88,12 @@ impl<D: Downstream> Work<'_, D> {
                 headers.insert(header::DATE, date);
             }
         }
+        for name in std::mem::take(&mut self.cx.hidden) {
+            headers.remove(name);
+        }
+        if let Some(view) = &mut self.cx.log_view {
+            view.response_headers.clone_from(headers);
+        }
         self.cx.times.first_byte = Some(self.cx.started.elapsed());
     }
 
@@ -273,8 +279,18 @@ impl<D: Downstream> Work<'_, D> {
         }
         request.headers.remove(header::EXPECT);
         let seen = std::mem::take(&mut self.seen);
-        let (bytes, whole) = if self.cx.body.is_some() { (seen.bytes, seen.whole) } else { (Bytes::new(), false) };
-        let length = self.down.request_body();
+        let (bytes, whole, length) = match self.cx.replace_body.take() {
+            Some(body) => {
+                let length = body.len() as u64;
+                (body, true, RequestBody::Length(length))
+            }
+            None if self.cx.body.is_some() => (seen.bytes, seen.whole, self.down.request_body()),
+            None => (Bytes::new(), false, self.down.request_body()),
+        };
+        self.cx.times.forwarded = Some(self.cx.started.elapsed());
+        if let Some(view) = &mut self.cx.log_view {
+            view.upstream_uri = request.uri.path_and_query().map(ToString::to_string);
+        }
         let upload = Upload {
             seen: bytes,
             whole: whole || length == RequestBody::Empty,
@@ -290,6 +306,9 @@ impl<D: Downstream> Work<'_, D> {
             Ok(answered) => {
                 let Answered { mut parts, mut body, .. } = answered;
                 h1::strip_hop_by_hop(&mut parts.headers);
+                if let Some(view) = &mut self.cx.log_view {
+                    view.upstream_status = Some(parts.status.as_u16());
+                }
                 chain.from_upstream(&mut self.cx, &mut parts);
                 let (length, empty) = (body.length, body.empty);
                 self.streamed(chain, parts, &mut body, length, empty).await;

@@ -1,4 +1,4 @@
-//! The five contracts. Keys are UTF-8 strings chosen by the caller; times are durations from now; no call waits longer than the store's deadline.
+//! The six contracts. Keys are UTF-8 strings chosen by the caller; times are durations from now; no call waits longer than the store's deadline.
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -70,6 +70,61 @@ pub trait Blobs: Send + Sync {
     async fn put(&self, key: &str, value: Bytes, ttl: Duration, fence: Option<u64>) -> StoreResult<bool>;
     /// Removes the keys; the number that existed. The fence marks stay.
     async fn delete(&self, keys: &[String]) -> StoreResult<u64>;
+    /// Overwrites the beginning of a value with `new`, if the value still begins with `old`; both must be of one length. Time to live and
+    /// fence mark stay. `false`: there is no such value, or it begins otherwise: another was put meanwhile.
+    async fn patch(&self, key: &str, old: &[u8], new: &[u8]) -> StoreResult<bool>;
+}
+
+/// An entry of the [`Index`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Indexed {
+    /// The blob's key.
+    pub key: String,
+    /// The names under which it can be found, as they were entered.
+    pub names: Vec<String>,
+    /// Tells this entry from later ones of the same key.
+    pub stamp: u64,
+}
+
+/// What to look for in the [`Index`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Named<'a> {
+    /// Entries with this very name.
+    Exactly(&'a str),
+    /// Entries with a name that begins so; all entries, if it is empty.
+    Prefix(&'a str),
+}
+
+/// How far a search has come: for each part of the index the last place that was looked at; `None` when the part is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cursor(pub(crate) Vec<Option<Vec<u8>>>);
+
+/// A part of what a search found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Entries whose time is not over, in no order. One that has several fitting names can come again in a later part. May be empty
+    /// although there is more.
+    pub entries: Vec<Indexed>,
+    /// Where to go on; `None`: that was all.
+    pub next: Option<Cursor>,
+}
+
+/// Which blobs belong together: blobs under names, found again by a whole name or by its beginning. Made for removal: by URL, by prefix, by
+/// tag. An entry ends by itself with its time; one whose blob is gone may be forgotten sooner, so enter after [`Blobs::put`].
+///
+/// A NUL in a name counts as U+FFFD.
+#[async_trait]
+pub trait Index: Send + Sync {
+    /// Enters the blob `key` under `names` for `ttl`, in place of what was entered for it before. One round trip, in which some entries whose
+    /// time is over are forgotten too.
+    async fn enter(&self, key: &str, names: &[String], ttl: Duration) -> StoreResult<()>;
+    /// Looks for entries, from the beginning or from where an earlier search stopped; about `limit` at a time. All that was entered
+    /// before the search began and is not removed meanwhile is found.
+    ///
+    /// Errors: when no part of the index gave an answer. If only some did not, their places stay in the cursor as they were.
+    async fn find(&self, named: Named<'_>, from: Option<&Cursor>, limit: usize) -> StoreResult<Found>;
+    /// Removes entries, except those that were entered anew since they were found; how many there were. The blobs are not touched.
+    async fn remove(&self, entries: &[Indexed]) -> StoreResult<u64>;
 }
 
 /// A lease that was won.

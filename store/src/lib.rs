@@ -1,8 +1,9 @@
-//! What several Weirs must share, or what must survive one of them: five small contracts and the back ends that carry them.
+//! What several Weirs must share, or what must survive one of them: six small contracts and the back ends that carry them.
 //!
 //! | contract | what it keeps | used by |
 //! |---|---|---|
 //! | [`Blobs`] | values with a time to live | cache entries, warm-up marks |
+//! | [`Index`] | which blobs belong together | purge by prefix, by tag |
 //! | [`Locks`] | leases with an owner token and a fencing number | one fill per key, one warm-up at a time |
 //! | [`Counters`] | numbers that expire | rate limits |
 //! | [`Ledger`] | one effect per key: begun, done, or unknown | idempotency |
@@ -24,6 +25,11 @@ use std::sync::Arc;
 /// The highest value of a counter: sums end here rather than overflow. 2^53, the last whole number that Redis' scripts hold exactly.
 pub const COUNTER_MAX: u64 = 1 << 53;
 
+/// A name as the index keeps it: NUL ends names there.
+fn index_name(name: &str) -> std::borrow::Cow<'_, str> {
+    if name.contains('\0') { name.replace('\0', "\u{FFFD}").into() } else { name.into() }
+}
+
 /// A random owner token: half from the process's random hash keys, half from the thread's generator, so that two processes do not meet
 /// even if they started at the same moment.
 fn token() -> String {
@@ -32,11 +38,13 @@ fn token() -> String {
     format!("{:016x}{random:016x}", std::hash::BuildHasher::hash_one(&*KEYS, random))
 }
 
-/// One opened store: all five contracts over one back end.
+/// One opened store: all six contracts over one back end.
 #[derive(Clone)]
 pub struct Store {
     /// Values with a time to live.
     pub blobs: Arc<dyn Blobs>,
+    /// Which of them belong together.
+    pub index: Arc<dyn Index>,
     /// Leases.
     pub locks: Arc<dyn Locks>,
     /// Expiring numbers.

@@ -48,6 +48,12 @@ impl MemoryBlobs {
         MemoryBlobs { entries: Shards::new(), bytes: AtomicUsize::new(0), max_bytes, hand: AtomicUsize::new(0), calls }
     }
 
+    /// Whether there is a live value under `key`.
+    pub(super) fn holds(&self, key: &str) -> bool {
+        let now = Instant::now();
+        self.entries.of(key).get(key, now).is_some_and(|(entry, _)| entry.value.as_ref().is_some_and(|(_, end)| *end > now))
+    }
+
     /// Frees space until the bound is met, or all there is was freed.
     fn make_room(&self) {
         let shards = self.entries.count();
@@ -142,6 +148,19 @@ impl Blobs for MemoryBlobs {
             }
         }
         Ok(existed)
+    }
+
+    async fn patch(&self, key: &str, old: &[u8], new: &[u8]) -> StoreResult<bool> {
+        self.calls.count();
+        let now = Instant::now();
+        let mut shard = self.entries.of(key);
+        let Some((Entry { value: Some((value, end)), .. }, _)) = shard.get_mut(key, now) else { return Ok(false) };
+        let fits = *end > now && old.len() == new.len() && value.starts_with(old);
+        if fits {
+            // Readers may still hold the bytes as they were, so these are copied.
+            *value = [new, &value[old.len()..]].concat().into();
+        }
+        Ok(fits)
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod blobs;
 mod counters;
+mod index;
 mod ledger;
 mod locks;
 mod shards;
@@ -29,8 +30,10 @@ impl Calls {
 /// Opens an empty store whose blobs, keys and book-keeping included, take about `max_blob_bytes` at most. Starts no task.
 pub(crate) fn open(max_blob_bytes: usize) -> Store {
     let calls = Arc::new(Calls::default());
+    let blobs = Arc::new(blobs::MemoryBlobs::new(max_blob_bytes, calls.clone()));
     Store {
-        blobs: Arc::new(blobs::MemoryBlobs::new(max_blob_bytes, calls.clone())),
+        index: Arc::new(index::MemoryIndex::new(blobs.clone(), calls.clone())),
+        blobs,
         locks: Arc::new(locks::MemoryLocks::new(calls.clone())),
         counters: Arc::new(counters::MemoryCounters::new(calls.clone())),
         ledger: Arc::new(ledger::MemoryLedger::new(calls.clone())),

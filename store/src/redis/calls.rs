@@ -63,6 +63,14 @@ impl Blobs for RedisCalls {
         }
         Ok(existed)
     }
+
+    async fn patch(&self, name: &str, old: &[u8], new: &[u8]) -> StoreResult<bool> {
+        if old.len() != new.len() {
+            return Ok(false);
+        }
+        let keys = [self.key("blob", name)];
+        self.0.call(|mut conn| async move { scripts::PATCH.run(&mut conn, &keys, &[old, new]).await }).await
+    }
 }
 
 #[async_trait]

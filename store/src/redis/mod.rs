@@ -6,12 +6,16 @@
 //!   sees to that itself; counters that are taken together must carry one hash tag of the caller's choice: `{alice}:second`, `{alice}:minute`.
 //! - Redis replicates without waiting: a failover can forget the last writes, locks too. Fences start at Redis' clock and so still rise.
 //!
+//! - The index is only as good as Redis' memory: where keys are evicted (`maxmemory-policy`), an entry can be lost whose blob still lives, and
+//!   a removal by prefix or tag does not find it. Give Redis room enough, or `volatile-ttl`: the index lives longest.
+//!
 //! What the keys look like is told in `keys.rs`.
 
 mod breaker;
 mod bus;
 mod calls;
 mod connect;
+mod index;
 mod keys;
 mod ledger;
 mod link;
@@ -38,6 +42,7 @@ pub(crate) async fn open(url: &str, options: &StoreOptions) -> Result<Store, Sto
     let calls = Arc::new(calls::RedisCalls(link.clone()));
     Ok(Store {
         blobs: calls.clone(),
+        index: Arc::new(index::RedisIndex::new(link.clone())),
         locks: calls.clone(),
         counters: calls,
         ledger: Arc::new(ledger::RedisLedger::new(link.clone(), waiters, ended)),

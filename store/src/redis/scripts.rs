@@ -49,6 +49,12 @@ else
 end
 return 1";
 
+    /// KEYS value. ARGV its beginning as it should be, and as it shall be.
+    PATCH = r"
+if redis.call('EXISTS', KEYS[1]) == 0 or redis.call('GETRANGE', KEYS[1], 0, #ARGV[1] - 1) ~= ARGV[1] then return 0 end
+redis.call('SETRANGE', KEYS[1], 0, ARGV[2])
+return 1";
+
     /// KEYS lock, turn. ARGV owner, lease, life of the turn. The fence, or nothing if another holds it. The turn starts at the time in
     /// milliseconds: it rises also past its own loss, be it by age or by a Redis that lost its memory.
     ACQUIRE = r"
@@ -145,6 +151,73 @@ else
   redis.pcall('PUBLISH', ARGV[5], ARGV[6])
 end
 return 1";
+
+    /// KEYS names, data, ends of one part of the index. ARGV key, stamp, ttl, the most that is forgotten, then the names. A member of `names` is
+    /// name, NUL, key; `data` has for each key stamp, end and names; `ends` has the keys by their ends.
+    ENTER = r"
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local function drop(key)
+  local packed = redis.call('HGET', KEYS[2], key)
+  if packed then
+    local members = {}
+    for i, name in ipairs(cmsgpack.unpack(packed)[3]) do members[i] = name .. '\0' .. key end
+    if #members > 0 then redis.call('ZREM', KEYS[1], unpack(members)) end
+    redis.call('HDEL', KEYS[2], key)
+  end
+  redis.call('ZREM', KEYS[3], key)
+end
+for _, key in ipairs(redis.call('ZRANGEBYSCORE', KEYS[3], '-inf', now, 'LIMIT', 0, ARGV[4])) do drop(key) end
+drop(ARGV[1])
+local names, members, stop = {}, {}, now + ARGV[3]
+for i = 5, #ARGV do
+  names[i - 4] = ARGV[i]
+  members[#members + 1] = 0
+  members[#members + 1] = ARGV[i] .. '\0' .. ARGV[1]
+end
+if #members > 0 then redis.call('ZADD', KEYS[1], unpack(members)) end
+redis.call('HSET', KEYS[2], ARGV[1], cmsgpack.pack({ ARGV[2], stop, names }))
+redis.call('ZADD', KEYS[3], string.format('%.0f', stop), ARGV[1])
+for _, key in ipairs(KEYS) do
+  if redis.call('PTTL', key) < tonumber(ARGV[3]) then redis.call('PEXPIRE', key, ARGV[3]) end
+end
+return 1";
+
+    /// KEYS names, data. ARGV first and last member, the most to look at. Whether there may be more, the last member that was looked at, then
+    /// for each entry key, stamp and names.
+    FIND = r"
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local members = redis.call('ZRANGEBYLEX', KEYS[1], ARGV[1], ARGV[2], 'LIMIT', 0, ARGV[3])
+local answer, seen = { #members == tonumber(ARGV[3]) and 1 or 0, members[#members] or '' }, {}
+for _, member in ipairs(members) do
+  local key = string.sub(member, string.find(member, '\0', 1, true) + 1)
+  if not seen[key] then
+    seen[key] = true
+    local packed = redis.call('HGET', KEYS[2], key)
+    local entry = packed and cmsgpack.unpack(packed)
+    if entry and entry[2] > now then answer[#answer + 1] = { key, entry[1], unpack(entry[3]) } end
+  end
+end
+return answer";
+
+    /// KEYS names, data, ends. ARGV key and stamp of each. How many there were.
+    LEAVE = r"
+local count = 0
+for i = 1, #ARGV, 2 do
+  local key = ARGV[i]
+  local packed = redis.call('HGET', KEYS[2], key)
+  local entry = packed and cmsgpack.unpack(packed)
+  if entry and entry[1] == ARGV[i + 1] then
+    local members = {}
+    for n, name in ipairs(entry[3]) do members[n] = name .. '\0' .. key end
+    if #members > 0 then redis.call('ZREM', KEYS[1], unpack(members)) end
+    redis.call('HDEL', KEYS[2], key)
+    redis.call('ZREM', KEYS[3], key)
+    count = count + 1
+  end
+end
+return count";
 
     /// KEYS entry. Whether someone works on it now.
     IN_FLIGHT = r"
