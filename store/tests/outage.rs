@@ -41,6 +41,10 @@ async fn every_call(store: &Store) -> Vec<StoreError> {
         store.blobs.put("k", value.clone(), LONG, None).await.err(),
         store.blobs.put("k", value.clone(), LONG, Some(1)).await.err(),
         store.blobs.delete(&["k".into()]).await.err(),
+        store.blobs.patch("k", b"v", b"w").await.err(),
+        store.index.enter("k", &["n".into()], LONG).await.err(),
+        store.index.find(Named::Exactly("n"), None, 10).await.err(),
+        store.index.remove(&[Indexed { key: "k".into(), names: vec![], stamp: 1 }]).await.err(),
         store.locks.acquire("k", LONG).await.err(),
         store.locks.renew(&lease, LONG).await.err(),
         store.locks.release(&lease).await.err(),
@@ -57,7 +61,7 @@ async fn every_call(store: &Store) -> Vec<StoreError> {
     ];
     outcomes.into_iter().flatten().collect()
 }
-const CALLS: usize = 17;
+const CALLS: usize = 21;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_redis_fails_calls_and_a_restarted_one_serves_them() {

@@ -60,6 +60,14 @@ async fn works(a: &Store, b: &Store, round: &str) {
         assert_eq!(b.ledger.begin(&key, "x", LONG, LONG).await.unwrap(), Begun::Done { fingerprint: "fp".into(), value: "done".into() });
     }
     let keys: Vec<String> = (0..40).map(|n| format!("{round}-{n}")).collect();
+    for key in &keys {
+        a.index.enter(key, &[format!("/{key}"), format!("#{round}")], LONG).await.unwrap();
+        assert!(a.blobs.patch(key, b"", b"").await.unwrap());
+    }
+    let found = b.index.find(Named::Exactly(&format!("#{round}")), None, 10_000).await.unwrap();
+    assert_eq!((found.entries.len(), found.next), (40, None));
+    assert_eq!(b.index.find(Named::Prefix(&format!("/{round}-1")), None, 10_000).await.unwrap().entries.len(), 11);
+    assert_eq!(b.index.remove(&found.entries).await.unwrap(), 40);
     assert_eq!(b.blobs.delete(&keys).await.unwrap(), 40);
 }
 
