@@ -127,6 +127,11 @@ pub trait Fetch: Send + Sync + 'static {
     async fn fetch(&self, condition: HeaderMap) -> Result<Fetched, FetchError>;
 }
 
+/// Put among an answer's extensions by a plugin's `from_upstream` step: it is not stored, whatever its fields and the policy say. The
+/// reason is one token, as in [`Report::detail`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NotForCache(pub &'static str);
+
 /// What to do with a request, after the engine has looked, waited or begun a fill.
 pub enum Outcome {
     /// A whole answer from the cache, conditions and ranges already applied.

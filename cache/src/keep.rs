@@ -1,7 +1,7 @@
 //! What becomes of an answer: shared, kept, or refused; and how it gets into memory and store.
 
 use crate::{
-    BodyReader, Entry, FetchError, Fetched, Gate,
+    BodyReader, Entry, FetchError, Fetched, Gate, NotForCache,
     body::Pushed,
     codec,
     control::{ResponseControl, Scope},
@@ -51,7 +51,11 @@ impl Fill {
     pub(crate) async fn receive(&mut self, fetched: Fetched, times: Times, began: Instant, held: Option<Held>, landing: &mut Landing) {
         let policy = self.plan.policy.clone();
         let (status, headers) = (fetched.parts.status, &fetched.parts.headers);
-        match policy::judge(&policy, &self.request, status, headers, times) {
+        let judged = match fetched.parts.extensions.get::<NotForCache>() {
+            Some(NotForCache(reason)) => Err(*reason),
+            None => policy::judge(&policy, &self.request, status, headers, times),
+        };
+        match judged {
             Ok(terms) => self.keep(fetched, terms, began, held, landing).await,
             Err(_) if status.is_server_error() && self.may_share(headers) => {
                 self.hold_prior();
