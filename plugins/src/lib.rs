@@ -7,8 +7,11 @@ mod correlation_id;
 mod cors;
 mod cookies;
 mod idempotency;
+mod pairs;
 mod rate_limiting;
+mod request_transformer;
 mod response_cache;
+mod template;
 mod token_validator;
 
 #[cfg(test)]
@@ -30,6 +33,7 @@ static KINDS: &[Kind] = &[
     kind::<token_validator::Config>(),
     kind::<rate_limiting::Config>(),
     kind::<idempotency::Config>(),
+    kind::<request_transformer::Config>(),
     kind::<response_cache::Config>(),
 ];
 
@@ -49,6 +53,11 @@ trait Configured: DeserializeOwned + JsonSchema {
 
     /// Finds the mistakes that types do not catch. `at` is the configuration as written, for their places.
     fn ready(self, at: &Node) -> Result<Self::Ready, Vec<Diagnostic>>;
+
+    /// What is accepted but probably not meant; asked only where there is no mistake.
+    fn warnings(_at: &Node) -> Vec<Diagnostic> {
+        vec![]
+    }
 
     /// Makes the plugin.
     fn build(ready: Self::Ready, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin>;
@@ -87,7 +96,7 @@ const fn kind<C: Configured>() -> Kind {
         priority: C::PRIORITY,
         example: C::EXAMPLE,
         schema: weir_config::schema::<C>,
-        check: |node| ready::<C>(node).err().unwrap_or_default(),
+        check: |node| ready::<C>(node).err().unwrap_or_else(|| C::warnings(node)),
         build: |node, env, live| Ok(C::build(ready::<C>(node)?, env, live)),
     }
 }
@@ -178,6 +187,16 @@ fn wrong(at: &Node, key: &str, message: impl Into<String>) -> Diagnostic {
     Diagnostic::error("plugin-config", span, message)
 }
 
+/// Something in the value of `key` that is accepted but probably not meant.
+fn doubtful(at: &Node, key: &str, message: impl Into<String>) -> Diagnostic {
+    let span = at.key_span(key).unwrap_or(at.span());
+    Diagnostic::warning("plugin-config", span, message)
+}
+
+/// The request was shaped by something by which one visitor differs from another: its answer is not for a cache.
+#[derive(Clone)]
+struct Personal;
+
 /// A header name, or what is wrong with it.
 fn header_name(at: &Node, key: &str, name: &str) -> Result<http::HeaderName, Diagnostic> {
     http::HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong(at, key, format!("`{}` is not a header name", name.escape_debug())))
@@ -198,6 +217,7 @@ mod tests {
                 (1450, "token-validator"),
                 (910, "rate-limiting"),
                 (905, "idempotency"),
+                (801, "request-transformer"),
                 (100, "response-cache"),
             ]
         );
@@ -235,6 +255,7 @@ mod tests {
                 "token-validator" => ([401, 401], told("www-authenticate")),
                 "rate-limiting" => ([200, 200], told("x-ratelimit-remaining-second")),
                 "idempotency" => ([200, 400], Some(post.body.clone())),
+                "request-transformer" => ([200, 200], Some(format!("{} {}", get.target(), get.sent("x-user")))),
                 "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
                 other => panic!("{other} has no line here"),
             };
@@ -245,6 +266,7 @@ mod tests {
                 "token-validator" => "Bearer realm=\"api\"",
                 "rate-limiting" => "49",
                 "idempotency" => r#"{"message":"Idempotency-Key is required for this request"}"#,
+                "request-transformer" => "/v2/items?pageNumber=2&x=1&source=web guest",
                 _ => "cache:GET:/a?page=2",
             };
             assert_eq!(shown.as_deref(), Some(expected), "{}", page.name);

@@ -185,6 +185,7 @@ impl ResponseCache {
             () if !matches!(req.method, Method::GET | Method::HEAD) => Some("method"),
             // The answer may depend on the body, which is not in the key.
             () if has(header::TRANSFER_ENCODING) || !empty => Some("body"),
+            () if cx.state.get::<crate::Personal>().is_some() => Some("personal"),
             () if !self.shared && !cx.guest && has(header::AUTHORIZATION) => Some("authorization"),
             () if !self.shared && self.has_session(&req.headers) => Some("cookie"),
             () => None,

@@ -9,7 +9,7 @@ use std::sync::{
 };
 use weir_config::{Diagnostic, Node, PluginCatalog, PluginEntry, Span};
 use weir_gateway::{
-    BuildEnv, Chain, Chains, Client, Environment, Identity, Register, RequestContext, Scheme, chain::Link, client::OwnClient, context::SeenBody,
+    BuildEnv, Chain, Chains, Client, Environment, Identity, Register, RequestContext, Scheme, chain::Link, client::OwnClient, context::{LogView, SeenBody},
     metrics::Metrics, plugin::Ending, upstream::Endpoints,
 };
 use weir_store::Store;
@@ -144,6 +144,9 @@ impl Rig {
             let whole = ask.body.len() <= most;
             cx.body = Some(SeenBody { bytes: ask.body.slice(..ask.body.len().min(most)), whole, announced: Some(ask.body.len() as u64) });
         }
+        if self.chains.wants_log_view() {
+            cx.log_view = Some(LogView::new(&req));
+        }
         let (chain, reply) = self.chains.request(&mut cx, &mut req).await;
         let mut sent = None;
         let mut ending = Ending::NotSent;
@@ -154,7 +157,11 @@ impl Rig {
                 (parts, vec![body])
             }
             None => {
+                cx.times.forwarded = Some(cx.started.elapsed());
                 chain.to_upstream(&mut cx, &mut req);
+                if let Some(view) = &mut cx.log_view {
+                    view.upstream_uri = Some(req.uri.to_string());
+                }
                 sent = Some(req);
                 if self.upstream == Upstream::Away {
                     (status_only(502), vec![])
@@ -165,6 +172,10 @@ impl Rig {
                     }
                     if self.upstream == Upstream::Hangs {
                         std::future::pending::<()>().await;
+                    }
+                    cx.times.upstream = Some(cx.started.elapsed());
+                    if let Some(view) = &mut cx.log_view {
+                        view.upstream_status = Some(self.status);
                     }
                     let mut parts = status_only(self.status);
                     for (name, value) in &self.fields {
@@ -178,6 +189,12 @@ impl Rig {
         };
         cx.status = parts.status.as_u16();
         chain.response(&mut cx, &mut parts);
+        for name in std::mem::take(&mut cx.hidden) {
+            parts.headers.remove(name);
+        }
+        if let Some(view) = &mut cx.log_view {
+            view.response_headers.clone_from(&parts.headers);
+        }
         let mut got = Vec::new();
         for (i, piece) in body.iter().enumerate() {
             let mut piece = piece.clone();
@@ -188,7 +205,9 @@ impl Rig {
             got.extend_from_slice(&piece);
         }
         if self.upstream != Upstream::Dies {
-            chain.body(&mut cx, &mut Bytes::new(), true);
+            let mut last = Bytes::new();
+            chain.body(&mut cx, &mut last, true);
+            got.extend_from_slice(&last);
         }
         chain.end(&mut cx, ending).await;
         chain.log(&cx);
@@ -200,6 +219,11 @@ fn status_only(status: u16) -> response::Parts {
     let mut parts = http::Response::new(()).into_parts().0;
     parts.status = StatusCode::from_u16(status).unwrap();
     parts
+}
+
+/// A context of the test client.
+pub(crate) fn context() -> RequestContext {
+    RequestContext::new(get("/").client)
 }
 
 /// A request of the test client, 192.0.2.7.
@@ -276,6 +300,15 @@ impl Seen {
 
     pub fn sent_maybe(&self, name: &str) -> Option<&str> {
         self.sent.as_ref().expect("forwarded").headers.get(name).map(|v| v.to_str().unwrap())
+    }
+
+    /// All values of a header that the upstream got.
+    pub fn sent_all(&self, name: &str) -> Vec<&str> {
+        self.sent.as_ref().expect("forwarded").headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect()
+    }
+
+    pub fn sent_method(&self) -> &str {
+        self.sent.as_ref().expect("forwarded").method.as_str()
     }
 
     /// Path and query that the upstream got.
