@@ -57,13 +57,15 @@ impl Breaker {
 }
 
 impl Pass<'_> {
-    /// The back end answered.
-    pub(super) fn answered(self) {
+    /// The back end answered. Whether that says something of now.
+    pub(super) fn answered(self) -> bool {
         let mut state = self.breaker.state.lock();
         // While open, only the probe counts: a call from before may have been answered just before the end.
-        if self.probe || state.open_until.is_none() {
+        let counts = self.probe || state.open_until.is_none();
+        if counts {
             *state = State { probing: state.probing, ..State::default() };
         }
+        counts
     }
 
     /// It did not. Whether the breaker went from closed to open by this, or stays open by a failed probe.
@@ -108,7 +110,7 @@ mod tests {
     async fn opens_after_failures_in_a_row_and_closes_by_one_probe() {
         let breaker = Breaker::new(3, OPEN);
         assert!(!fail(&breaker) && !fail(&breaker));
-        breaker.enter().unwrap().answered();
+        assert!(breaker.enter().unwrap().answered());
         assert!(!fail(&breaker) && !fail(&breaker), "an answer in between starts the row anew");
         assert!(fail(&breaker));
         assert!(breaker.enter().is_none());
@@ -118,7 +120,7 @@ mod tests {
         assert!(probe.failed());
         assert!(breaker.enter().is_none(), "open again");
         tokio::time::advance(OPEN).await;
-        breaker.enter().unwrap().answered();
+        assert!(breaker.enter().unwrap().answered());
         assert!(breaker.enter().is_some() && breaker.enter().is_some());
         assert!(!fail(&breaker), "the row starts from none");
         assert_eq!(breaker.opened(), 1);
@@ -130,7 +132,7 @@ mod tests {
         assert!(fail(&breaker));
         tokio::time::advance(OPEN).await;
         drop(breaker.enter().unwrap());
-        breaker.enter().expect("the place is free").answered();
+        assert!(breaker.enter().expect("the place is free").answered());
         assert!(breaker.enter().is_some());
     }
 
@@ -139,7 +141,7 @@ mod tests {
         let breaker = Breaker::new(1, OPEN);
         let (early, late) = (breaker.enter().unwrap(), breaker.enter().unwrap());
         assert!(fail(&breaker));
-        early.answered();
+        assert!(!early.answered());
         assert!(breaker.enter().is_none());
         assert!(!late.failed());
         assert_eq!(breaker.opened(), 1);

@@ -181,8 +181,7 @@ impl Link {
     }
 
     fn answered(&self, pass: Pass<'_>) {
-        pass.answered();
-        if self.unhealthy.swap(false, Relaxed) {
+        if pass.answered() && self.unhealthy.swap(false, Relaxed) {
             *self.reason.lock() = None;
             tracing::info!(store = %self.connector.target.address(), "store answers again");
         }
