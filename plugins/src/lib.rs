@@ -11,6 +11,7 @@ mod pairs;
 mod rate_limiting;
 mod request_transformer;
 mod response_cache;
+mod response_transformer;
 mod template;
 mod token_validator;
 
@@ -34,6 +35,7 @@ static KINDS: &[Kind] = &[
     kind::<rate_limiting::Config>(),
     kind::<idempotency::Config>(),
     kind::<request_transformer::Config>(),
+    kind::<response_transformer::Config>(),
     kind::<response_cache::Config>(),
 ];
 
@@ -218,6 +220,7 @@ mod tests {
                 (910, "rate-limiting"),
                 (905, "idempotency"),
                 (801, "request-transformer"),
+                (800, "response-transformer"),
                 (100, "response-cache"),
             ]
         );
@@ -256,6 +259,7 @@ mod tests {
                 "rate-limiting" => ([200, 200], told("x-ratelimit-remaining-second")),
                 "idempotency" => ([200, 400], Some(post.body.clone())),
                 "request-transformer" => ([200, 200], Some(format!("{} {}", get.target(), get.sent("x-user")))),
+                "response-transformer" => ([200, 200], told("x-content-type-options")),
                 "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
                 other => panic!("{other} has no line here"),
             };
@@ -267,6 +271,7 @@ mod tests {
                 "rate-limiting" => "49",
                 "idempotency" => r#"{"message":"Idempotency-Key is required for this request"}"#,
                 "request-transformer" => "/v2/items?pageNumber=2&x=1&source=web guest",
+                "response-transformer" => "nosniff",
                 _ => "cache:GET:/a?page=2",
             };
             assert_eq!(shown.as_deref(), Some(expected), "{}", page.name);
