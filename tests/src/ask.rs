@@ -115,6 +115,11 @@ impl Ask {
         self.on(&mut connection).await
     }
 
+    /// A connection to where it goes, for [`Ask::on`].
+    pub async fn connect(&self) -> Connection {
+        Connection::open(self.to).await
+    }
+
     /// Sends it on this connection.
     ///
     /// Errors: there is no whole answer.

@@ -258,6 +258,7 @@ async fn what_was_done_is_counted() {
         ("weir_cache_requests_total", &["policy=\"/categories\"", "verdict=\"miss\""], 1.0),
         ("weir_cache_requests_total", &["policy=\"/categories\"", "verdict=\"hit\"", "tier=\"memory\""], 2.0),
         ("weir_cache_requests_total", &["verdict=\"hit\""], 4.0),
+        ("weir_guest_tokens_total", &["issuer=\"local\""], 3.0),
         ("weir_store_up", &[], 1.0),
     ] {
         assert_eq!(weir.metric(metric, labels).await, count, "{metric} {labels:?}");
