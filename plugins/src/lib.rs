@@ -10,6 +10,7 @@ mod idempotency;
 mod pairs;
 mod rate_limiting;
 mod request_transformer;
+mod prometheus;
 mod response_cache;
 mod response_transformer;
 mod template;
@@ -36,6 +37,7 @@ static KINDS: &[Kind] = &[
     kind::<idempotency::Config>(),
     kind::<request_transformer::Config>(),
     kind::<response_transformer::Config>(),
+    kind::<prometheus::Config>(),
     kind::<response_cache::Config>(),
 ];
 
@@ -69,13 +71,14 @@ trait Configured: DeserializeOwned + JsonSchema {
 struct Live {
     limits: Arc<rate_limiting::LocalCounters>,
     tokens: token_validator::Memories,
+    kong_metrics: std::sync::OnceLock<Arc<prometheus::KongMetrics>>,
     /// Of this process.
     ledger: Arc<dyn Ledger>,
 }
 
 impl Default for Live {
     fn default() -> Self {
-        Live { limits: Arc::default(), tokens: Default::default(), ledger: Store::memory_bounded(0).ledger }
+        Live { limits: Arc::default(), kong_metrics: Default::default(), tokens: Default::default(), ledger: Store::memory_bounded(0).ledger }
     }
 }
 
@@ -222,6 +225,7 @@ mod tests {
                 (801, "request-transformer"),
                 (800, "response-transformer"),
                 (100, "response-cache"),
+                (13, "prometheus"),
             ]
         );
     }
@@ -260,6 +264,7 @@ mod tests {
                 "idempotency" => ([200, 400], Some(post.body.clone())),
                 "request-transformer" => ([200, 200], Some(format!("{} {}", get.target(), get.sent("x-user")))),
                 "response-transformer" => ([200, 200], told("x-content-type-options")),
+                "prometheus" => ([200, 200], rig.environment.metrics.text(&rig.environment).contains("kong_datastore_reachable 1").then(|| "metrics".into())),
                 "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
                 other => panic!("{other} has no line here"),
             };
@@ -272,6 +277,7 @@ mod tests {
                 "idempotency" => r#"{"message":"Idempotency-Key is required for this request"}"#,
                 "request-transformer" => "/v2/items?pageNumber=2&x=1&source=web guest",
                 "response-transformer" => "nosniff",
+                "prometheus" => "metrics",
                 _ => "cache:GET:/a?page=2",
             };
             assert_eq!(shown.as_deref(), Some(expected), "{}", page.name);

@@ -9,7 +9,7 @@ use std::sync::{
 };
 use weir_config::{Diagnostic, Node, PluginCatalog, PluginEntry, Span};
 use weir_gateway::{
-    BuildEnv, Chain, Chains, Client, Environment, Identity, Register, RequestContext, Scheme, chain::Link, client::OwnClient, context::{LogView, SeenBody},
+    BuildEnv, Chain, Chains, ServiceRuntime, Client, Environment, Identity, Register, RequestContext, Scheme, chain::Link, client::OwnClient, context::{LogView, SeenBody},
     metrics::Metrics, plugin::Ending, upstream::Endpoints,
 };
 use weir_store::Store;
@@ -30,6 +30,7 @@ pub(crate) enum Upstream {
 pub(crate) struct Rig {
     pub environment: Arc<Environment>,
     chains: Arc<Chains>,
+    service: Option<Arc<ServiceRuntime>>,
     status: u16,
     fields: Vec<(&'static str, String)>,
     body: Vec<Bytes>,
@@ -86,6 +87,7 @@ impl Rig {
         Rig {
             environment,
             chains,
+            service: None,
             status: 200,
             fields: vec![],
             body: vec![Bytes::from_static(b"hello")],
@@ -97,6 +99,12 @@ impl Rig {
 
     pub fn names(&self) -> Vec<&'static str> {
         self.chains.base.names()
+    }
+
+    /// Requests belong to a service of this name, at 192.0.2.1.
+    pub fn serving(mut self, name: &str) -> Rig {
+        self.service = ServiceRuntime::from_url(name, "http://192.0.2.1", &self.environment.endpoints).map(Arc::new);
+        self
     }
 
     pub fn upstream_status(mut self, status: u16) -> Rig {
@@ -144,6 +152,8 @@ impl Rig {
             let whole = ask.body.len() <= most;
             cx.body = Some(SeenBody { bytes: ask.body.slice(..ask.body.len().min(most)), whole, announced: Some(ask.body.len() as u64) });
         }
+        cx.service.clone_from(&self.service);
+        cx.consumer = ask.consumer;
         if self.chains.wants_log_view() {
             cx.log_view = Some(LogView::new(&req));
         }
@@ -174,6 +184,8 @@ impl Rig {
                         std::future::pending::<()>().await;
                     }
                     cx.times.upstream = Some(cx.started.elapsed());
+                    cx.endpoint = self.service.as_ref().and_then(|s| s.upstream.pick(&[]));
+                    cx.tries = 1;
                     if let Some(view) = &mut cx.log_view {
                         view.upstream_status = Some(self.status);
                     }
@@ -209,6 +221,8 @@ impl Rig {
             chain.body(&mut cx, &mut last, true);
             got.extend_from_slice(&last);
         }
+        cx.bytes.1 = got.len() as u64;
+        cx.times.total = Some(cx.started.elapsed());
         chain.end(&mut cx, ending).await;
         chain.log(&cx);
         Seen { parts, body: String::from_utf8_lossy(&got).into_owned(), sent, cx }
@@ -233,12 +247,13 @@ pub(crate) struct Ask {
     body: Bytes,
     client: Client,
     identity: Option<Identity>,
+    consumer: Option<Arc<weir_gateway::Consumer>>,
 }
 
 pub(crate) fn ask(method: &str, uri: &str) -> Ask {
     let ip = std::net::IpAddr::from([192, 0, 2, 7]);
     let client = Client { ip, peer: ip, scheme: Scheme::Http, host: "api.example".into(), port: 8000, trusted: false, sni: None };
-    Ask { request: Request::builder().method(method).uri(uri).body(()).unwrap(), body: Bytes::new(), client, identity: None }
+    Ask { request: Request::builder().method(method).uri(uri).body(()).unwrap(), body: Bytes::new(), client, identity: None, consumer: None }
 }
 
 pub(crate) fn get(uri: &str) -> Ask {
@@ -254,6 +269,24 @@ impl Ask {
 
     pub fn body(mut self, body: &str) -> Ask {
         self.body = Bytes::copy_from_slice(body.as_bytes());
+        self
+    }
+
+    /// Asked by a consumer that something before the chain knows.
+    pub fn as_consumer(mut self, username: &str) -> Ask {
+        let entity = weir_config::Consumer {
+            id: format!("id-of-{username}"),
+            username: Some(username.into()),
+            custom_id: None,
+            tags: vec![],
+            groups: vec![],
+            consumer_groups: vec![],
+            keys: vec![],
+            basic: vec![],
+            jwt: vec![],
+            span: Span::default(),
+        };
+        self.consumer = Some(Arc::new(weir_gateway::Consumer { index: 0, entity }));
         self
     }
 
