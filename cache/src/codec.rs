@@ -22,6 +22,8 @@ use std::sync::Arc;
 const MAGIC: &[u8; 4] = b"WEIR";
 const VERSION: u8 = 1;
 const ENTRY: u8 = 1;
+/// Bytes between the length of the tags and the checksum.
+const AFTER_TAGS: usize = 8;
 const SPEC: u8 = 2;
 const PASS: u8 = 3;
 
@@ -143,6 +145,44 @@ pub fn decode(key: &str, raw: &Bytes) -> Result<Stored, Unreadable> {
     }
 }
 
+/// Reads a value without knowing its key: for who found it by another way.
+pub(crate) fn decode_any(raw: &Bytes) -> Result<Stored, Unreadable> {
+    let mut reader = Reader { raw, at: 6 };
+    let length = reader.u32()? as usize;
+    let key = std::str::from_utf8(reader.take(length)?).map_err(|_| Unreadable::Key)?;
+    decode(key, raw)
+}
+
+/// The beginning of an entry's stored form, up to and with the checksum, and the same with other times; both of one length. `None` for what is no
+/// entry of this version.
+pub(crate) fn restamp(raw: &Bytes, change: impl FnOnce(&mut Meta)) -> Option<(Bytes, Vec<u8>)> {
+    let mut reader = Reader { raw, at: 0 };
+    if reader.take(6).ok()? != [MAGIC, &[VERSION, ENTRY][..]].concat() {
+        return None;
+    }
+    let key = reader.u32().ok()? as usize;
+    reader.take(key).ok()?;
+    let from = reader.at;
+    let mut meta = reader.meta().ok()?;
+    let lengths = [reader.u32().ok()?, reader.u32().ok()?, reader.u32().ok()?];
+    reader.take(AFTER_TAGS).ok()?;
+    let numbers = reader.at;
+    reader.take(8).ok()?;
+    let start = reader.at;
+    // Head, hidden part and tags are under the checksum too.
+    let covered = reader.take(lengths.iter().map(|length| *length as usize).sum()).ok()?;
+    change(&mut meta);
+    let mut new = raw[..numbers].to_vec();
+    let mut place = from + 12;
+    for number in [meta.initial_age_ms, meta.lifetime_ms, meta.swr_ms, meta.sie_ms] {
+        new.get_mut(place..place + 8)?.copy_from_slice(&number.to_le_bytes());
+        place += 8;
+    }
+    let sum = checksum(&[&new, covered]);
+    new.extend_from_slice(&sum.to_le_bytes());
+    Some((raw.slice(..start), new))
+}
+
 struct Reader<'a> {
     raw: &'a Bytes,
     at: usize,
@@ -186,12 +226,8 @@ impl<'a> Reader<'a> {
         if self.u64()? == sum { Ok(()) } else { Err(Unreadable::Checksum) }
     }
 
-    fn end(&self) -> Result<(), Unreadable> {
-        if self.at == self.raw.len() { Ok(()) } else { Err(Unreadable::Length) }
-    }
-
-    fn entry(mut self) -> Result<Stored, Unreadable> {
-        let meta = Meta {
+    fn meta(&mut self) -> Result<Meta, Unreadable> {
+        Ok(Meta {
             status: self.u16()?,
             flags: self.u16()?,
             response_ms: self.u64()?,
@@ -200,7 +236,15 @@ impl<'a> Reader<'a> {
             swr_ms: self.u64()?,
             sie_ms: self.u64()?,
             fetch_ms: self.u64()?,
-        };
+        })
+    }
+
+    fn end(&self) -> Result<(), Unreadable> {
+        if self.at == self.raw.len() { Ok(()) } else { Err(Unreadable::Length) }
+    }
+
+    fn entry(mut self) -> Result<Stored, Unreadable> {
+        let meta = self.meta()?;
         let (head, hidden, tags) = (self.u32()? as usize, self.u32()? as usize, self.u32()? as usize);
         let body = usize::try_from(self.u64()?).map_err(|_| Unreadable::Length)?;
         let numbers = self.at;

@@ -5,6 +5,7 @@ use crate::{
     clock::Clock,
     flight::Flights,
     memory::{Memory, Slot},
+    recent::Recent,
     serve::Call,
     tier::Wake,
 };
@@ -40,6 +41,8 @@ pub struct Engine {
     pub(crate) clock: Clock,
     pub(crate) stats: Stats,
     pub(crate) flights: Flights,
+    /// Purges of the last while.
+    pub(crate) recent: Recent,
     /// Fills that wait for other instances, by lock key.
     pub(crate) wakes: DashMap<String, Arc<Wake>>,
     pub(crate) started: AtomicBool,
@@ -57,6 +60,7 @@ impl Engine {
             clock: options.clock,
             stats: Stats::default(),
             flights: Flights::default(),
+            recent: Recent::default(),
             wakes: DashMap::new(),
             started: AtomicBool::new(false),
             open: watch::Sender::new(()),

@@ -55,6 +55,8 @@ pub struct Entry {
     pub(crate) etag: Option<Bytes>,
     pub(crate) last_modified: Option<u64>,
     hold_until_ms: AtomicU64,
+    /// At this age it is stale, whatever its lifetime: a soft purge. All ones: none came.
+    stale_age_ms: AtomicU64,
 }
 
 /// What an entry is made of.
@@ -119,7 +121,7 @@ impl Entry {
         let etag = find(&header::ETAG).map(|(_, value)| head.slice_ref(value));
         let last_modified = find(&header::LAST_MODIFIED)
             .and_then(|(_, value)| std::str::from_utf8(value).ok().and_then(fields::parse_date));
-        Entry { meta, raw, head, hidden, tags, body, etag, last_modified, hold_until_ms: AtomicU64::new(0) }
+        Entry { meta, raw, head, hidden, tags, body, etag, last_modified, hold_until_ms: AtomicU64::new(0), stale_age_ms: AtomicU64::new(u64::MAX) }
     }
 
     /// Status.
@@ -160,7 +162,12 @@ impl Entry {
 
     /// Its tags: those of the rule, and those that the response named.
     pub fn tags(&self) -> impl Iterator<Item = &str> {
-        std::str::from_utf8(&self.tags).unwrap_or("").split('\n').filter(|tag| !tag.is_empty())
+        self.tag_lines().split('\n').filter(|tag| !tag.is_empty())
+    }
+
+    /// The tags, one a line.
+    pub(crate) fn tag_lines(&self) -> &str {
+        std::str::from_utf8(&self.tags).unwrap_or("")
     }
 
     /// The fields of the head as name and value.
@@ -220,10 +227,21 @@ impl Entry {
         self.age_ms(now.saturating_mul(1000)) / 1000
     }
 
+    /// The age at which freshness ends.
+    #[inline]
+    fn lifetime_ms(&self) -> u64 {
+        self.meta.lifetime_ms.min(self.stale_age_ms.load(Ordering::Relaxed))
+    }
+
+    /// Makes it stale from the given time on (not before the response came), for all who hold it.
+    pub(crate) fn make_stale(&self, from_ms: u64) {
+        self.stale_age_ms.fetch_min(self.age_ms(from_ms), Ordering::Relaxed);
+    }
+
     /// Milliseconds of freshness left; negative when stale.
     pub fn fresh_ms(&self, now_ms: u64) -> i64 {
         let clip = |value: u64| value.min(i64::MAX as u64) as i64;
-        clip(self.meta.lifetime_ms) - clip(self.age_ms(now_ms))
+        clip(self.lifetime_ms()) - clip(self.age_ms(now_ms))
     }
 
     /// Seconds of freshness left; negative when stale.
@@ -241,7 +259,7 @@ impl Entry {
     /// Whether it is fresh at this millisecond.
     #[inline]
     pub fn is_fresh_ms(&self, now_ms: u64) -> bool {
-        self.age_ms(now_ms) < self.meta.lifetime_ms
+        self.age_ms(now_ms) < self.lifetime_ms()
     }
 
     /// Whether this request should refresh the entry before its time: the XFetch rule. The nearer the end and the slower the fetch, the

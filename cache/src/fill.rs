@@ -7,7 +7,7 @@ use crate::{
     flight::{Flight, Found, How, Phase},
     memory::{Slot, StoredKey},
     policy::{self, Times},
-    tier::{Ended, Held, Wake},
+    tier::{Ended, Held, Read, Wake},
     vary::Spec,
 };
 use http::{HeaderMap, StatusCode};
@@ -40,6 +40,8 @@ pub(crate) struct Fill {
     pub(crate) need: Need,
     /// An entry whose validators may be used.
     pub(crate) prior: Option<Arc<Entry>>,
+    /// The [`Recent::mark`](crate::recent::Recent::mark) before the origin was asked.
+    pub(crate) mark: u64,
 }
 
 /// Whatever happens to the task, those who wait get an end and the key is free again.
@@ -170,16 +172,13 @@ impl Fill {
     }
 
     /// Uses what the store had; whether that is an answer.
-    fn take(&mut self, found: Option<Stored>, how: How) -> bool {
+    fn take(&mut self, found: Read, how: How) -> bool {
         let (engine, key) = (&self.engine, &self.flight.key);
         let now = engine.clock.now_ms();
-        let keep = !self.flight.is_purged();
-        match found {
+        match found.stored {
             None => false,
             Some(Stored::Entry(entry)) => {
-                if keep {
-                    engine.memory.insert_newer(key, &entry);
-                }
+                engine.remember_read(key, &entry, found.mark);
                 let answers = self.answers(&entry);
                 if answers {
                     self.settle(Phase::Found(Found { entry, how }));
@@ -217,6 +216,7 @@ impl Fill {
         let mut conditions = self.prior.as_ref().map(|prior| prior.conditions()).unwrap_or_default();
         loop {
             let request_ms = engine.clock.now_ms();
+            self.mark = engine.recent.mark();
             let fetched = match self.fetch.fetch(conditions.clone()).await {
                 Ok(fetched) => fetched,
                 Err(error) => return self.fail(error, held).await,
@@ -239,7 +239,7 @@ impl Fill {
         self.engine.stats.fill_errors.fetch_add(1, Relaxed);
         tracing::debug!(kind = error.kind, key = %self.plan.key, "fill failed");
         if self.prior.is_none() && !self.need.look_first
-            && let Ok(Some(Stored::Entry(entry))) = self.engine.read(&self.flight.key).await
+            && let Ok(Read { stored: Some(Stored::Entry(entry)), .. }) = self.engine.read(&self.flight.key).await
         {
             self.prior = Some(entry);
         }

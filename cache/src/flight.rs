@@ -21,10 +21,7 @@ use dashmap::{DashMap, Entry as Place};
 use http::{HeaderMap, StatusCode};
 use parking_lot::Mutex;
 use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 use tokio::sync::watch;
@@ -105,7 +102,8 @@ pub(crate) struct Flight {
     pub(crate) body: Arc<Body>,
     /// The uncacheable response, for the client that caused the fill.
     pub(crate) own: Mutex<Option<Fetched>>,
-    purged: AtomicBool,
+    /// Tags of the response, one a line, as soon as its head is there.
+    pub(crate) tags: OnceLock<String>,
 }
 
 impl Flight {
@@ -115,15 +113,6 @@ impl Flight {
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut Progress)) {
         self.progress.send_modify(change);
-    }
-
-    /// Its response is older than a purge: it may be read by those who wait, but not kept.
-    pub(crate) fn purge(&self) {
-        self.purged.store(true, Ordering::Release);
-    }
-
-    pub(crate) fn is_purged(&self) -> bool {
-        self.purged.load(Ordering::Acquire)
     }
 }
 
@@ -160,7 +149,7 @@ impl Flights {
                     progress,
                     body: Arc::default(),
                     own: Mutex::new(None),
-                    purged: AtomicBool::new(false),
+                    tags: OnceLock::new(),
                 });
                 place.insert(flight.clone());
                 (flight, true)
@@ -192,15 +181,9 @@ impl Flights {
         self.by_key.remove_if(key, |_, there| Arc::ptr_eq(there, flight));
     }
 
-    /// Marks the flights of a primary key and of its variants as purged, and takes them off their keys, so that the next request begins anew.
-    pub(crate) fn purge(&self, epoch: &str, key: &str) {
-        self.by_key.retain(|stored, flight| {
-            let hit = *stored.key == *key && *stored.epoch == *epoch;
-            if hit {
-                flight.purge();
-            }
-            !hit
-        });
+    /// Takes flights off their keys, so that the next request begins anew; `meant` is given a flight's key, and the tags as far as they are known.
+    pub(crate) fn detach(&self, meant: impl Fn(&StoredKey, Option<&str>) -> bool) {
+        self.by_key.retain(|key, flight| !meant(key, flight.tags.get().map(String::as_str)));
     }
 
     pub(crate) fn len(&self) -> u64 {

@@ -5,13 +5,14 @@ use crate::{
     body::Pushed,
     codec,
     control::{ResponseControl, Scope},
-    entry::Draft,
+    entry::{Draft, tags_of},
     fields,
     fill::{Fill, Landing},
     flight::{Found, Head, How, Phase},
     html,
     memory::{Slot, StoredKey},
     policy::{self, Terms, Times},
+    recent::{Hit, Put},
     tier::{Ended, Held},
     vary::Spec,
 };
@@ -114,7 +115,7 @@ impl Fill {
     /// Remembers in memory that the key is uncacheable; until when, if the other instances should know too.
     fn mark(&self, reason: &'static str, status: Option<u16>) -> Option<u64> {
         let time = self.plan.policy.hit_for_miss;
-        if time.is_zero() || is_passing(status) || self.flight.is_purged() {
+        if time.is_zero() || is_passing(status) || self.hit(&self.flight.key, "").is_some() {
             return None;
         }
         let until_ms = self.engine.clock.now_ms() + crate::entry::millis(time);
@@ -159,14 +160,20 @@ impl Fill {
         let Fetched { parts, body } = fetched;
         let (target, spec) = self.target(&terms);
         let mut head = self.head(&parts, &terms.strip, Some(&terms), None);
+        let tags = tags_of(&parts.headers, &policy.tags).join("\n");
+        let purged = self.hit(&target, &tags).is_some();
+        // Known only once: a flight carries one response.
+        let _ = self.flight.tags.set(tags);
         if target != self.flight.key {
             if let Some(spec) = &spec {
                 head.variant = Some((spec.clone(), target.variant.clone()));
-                if !self.flight.is_purged() {
+                if !purged {
                     engine.memory.insert(StoredKey { variant: "".into(), ..target.clone() }, Slot::Spec(spec.clone()));
                 }
             }
-            engine.flights.also(&target, &self.flight);
+            if !purged {
+                engine.flights.also(&target, &self.flight);
+            }
             landing.also = Some(target.clone());
         }
         self.flight.set(Phase::Streaming(head.into()));
@@ -264,30 +271,36 @@ impl Fill {
         (key.with_variant(&spec.variant(&self.request.headers)), Some(spec))
     }
 
+    /// Whether a purge that came after the origin was asked means this.
+    fn hit(&self, key: &StoredKey, tags: &str) -> Option<Hit> {
+        self.engine.recent.hit(self.mark, key, tags, false)
+    }
+
     fn remember(&self, key: &StoredKey, entry: &Arc<Entry>) {
-        if !self.flight.is_purged() {
-            self.engine.memory.insert_newer(key, entry);
+        if self.engine.recent.unless_hit(self.mark, key, entry.tag_lines(), false, || self.engine.memory.insert_newer(key, entry)) {
             self.engine.stats.stored.fetch_add(1, Relaxed);
         }
     }
 
-    /// Puts an entry (and the spec that leads to it) into the store, and gives the lock back.
+    /// Puts an entry (and the spec that leads to it) into the store and the index, and gives the lock back.
     async fn write(&self, key: &StoredKey, entry: &Arc<Entry>, spec: Option<&Spec>, held: Option<Held>) {
         let engine = &self.engine;
         let keep = entry.keep_for(engine.clock.now_ms());
-        if self.flight.is_purged() || keep.is_zero() {
+        if self.hit(key, entry.tag_lines()).is_some() || keep.is_zero() {
             return self.give_back(held, Ended::Nothing).await;
         }
-        let mut stored = self.write_fenced(key, entry.raw().clone(), keep, &held).await;
+        let mut stored = self.write_fenced(key, entry.raw().clone(), keep, &held).await && engine.enter(key, entry, keep).await;
         if let Some(spec) = spec {
             let primary = StoredKey { variant: "".into(), ..key.clone() };
             let value = codec::encode_spec(&primary.text(), spec);
             stored &= self.write_fenced(&primary, value, SPEC_TIME.max(keep), &held).await;
         }
-        if self.flight.is_purged() {
+        if stored && let Some(put) = Put::of(key, entry.tag_lines(), entry.raw()) {
+            engine.recent.put(put);
+        }
+        if self.hit(key, entry.tag_lines()).is_some() {
             // The purge came between: what was just written is what it meant.
-            let _ = engine.store.blobs.delete(&[key.store_key("cache")]).await;
-            engine.memory.remove(&key.epoch, &key.key, &key.variant);
+            let _ = engine.complain("delete", engine.store.blobs.delete(&[key.store_key("cache")]).await);
             stored = false;
         }
         self.give_back(held, if stored { Ended::Stored } else { Ended::Nothing }).await;

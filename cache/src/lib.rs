@@ -12,7 +12,8 @@
 //! | [`respond`] | conditions, ranges, HEAD, `Age` |
 //! | [`memory`] | the tier in this process |
 //! | `serve`, `flight`, `fill`, `keep`, `body` | one request's way; one fill per key, many readers; what becomes of the answer |
-//! | `tier`, `purge` | the shared store, and messages between instances |
+//! | `tier` | the shared store |
+//! | [`purge`], `recent`, `spread` | what a purge means, what it meets on its way, messages between instances |
 //! | [`engine`] | memory, then store, then one fill |
 //! | [`status`] | RFC 9211 `Cache-Status` |
 
@@ -31,9 +32,11 @@ mod keep;
 pub mod keys;
 pub mod memory;
 pub mod policy;
-mod purge;
+pub mod purge;
+mod recent;
 pub mod respond;
 mod serve;
+mod spread;
 pub mod stats;
 pub mod status;
 mod tier;
@@ -42,4 +45,5 @@ pub mod vary;
 pub use contract::*;
 pub use engine::{Engine, EngineOptions};
 pub use entry::Entry;
+pub use purge::{Purge, PurgeReport};
 pub use stats::{Stats, StatsSnapshot};

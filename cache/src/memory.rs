@@ -179,6 +179,11 @@ impl Memory {
         self.slots.remove(&KeyRef { epoch, key, variant }).is_some()
     }
 
+    /// Everything for which `wanted` holds, with its key. Goes over the whole tier.
+    pub fn all(&self, wanted: impl Fn(&StoredKey, &Slot) -> bool) -> Vec<(StoredKey, Slot)> {
+        self.slots.iter().filter(|(key, slot)| wanted(key, slot)).collect()
+    }
+
     /// Removes everything.
     pub fn clear(&self) {
         self.slots.clear();

@@ -1,143 +1,240 @@
-//! Removal: here, in the store, and in every other instance by message.
+//! What can be purged, how it is found in the index of the store, and how it is recognized in memory.
 
-use crate::{Engine, memory::StoredKey, tier::FILLS};
+use crate::{keys, memory::StoredKey};
 use serde::{Deserialize, Serialize};
-use std::{
-    sync::{
-        Arc, Weak,
-        atomic::Ordering::Relaxed,
-    },
-    time::Duration,
-};
-use weir_store::Message;
+use sha2::{Digest, Sha256};
+use std::{borrow::Cow, fmt::Write as _};
+use weir_store::Named;
 
-/// Channel that tells of removals.
-const PURGE: &str = "purge";
-/// Pause before a subscription that ended is asked for again.
-const AGAIN: Duration = Duration::from_millis(500);
-
-/// A message on [`PURGE`]. An instance that does not know `op` forgets everything: better too much than too little.
-#[derive(Debug, Serialize, Deserialize)]
-struct Removal {
-    from: u64,
-    #[serde(flatten)]
-    what: What,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
+/// What to remove.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
-enum What {
-    Key { epoch: String, key: String },
+pub enum Purge {
+    /// All that is stored under one primary key: every variant and encoding.
+    Key {
+        /// Deployment id, as in [`Plan::epoch`](crate::Plan::epoch).
+        epoch: String,
+        /// As in [`Plan::key`](crate::Plan::key).
+        key: String,
+    },
+    /// Everything whose path (and query) begins so, in all deployments: `/shoes` means `/shoes-red` too, `/shoes/` does not.
+    Prefix {
+        /// On this host only; `None`: on all, and where the key has no host.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
+        /// Begins with `/`.
+        path: String,
+    },
+    /// Everything of one host, in all deployments. Keys without a host are not meant.
+    Host {
+        /// As clients spell it: upper case and the default port make no difference.
+        host: String,
+    },
+    /// Every response that carries the tag (`Cache-Tag`, `Surrogate-Key`, `x-next-cache-tags`, or the rule's own).
+    Tag {
+        /// Case counts.
+        tag: String,
+    },
+    /// Everything, in all deployments.
+    All,
 }
 
-impl Engine {
-    /// Removes all that is stored under a primary key: every variant, here, in the store, and in every other instance. A fill of this
-    /// key that is under way goes on for those who wait, but its response is not kept. Whether something was there.
-    ///
-    /// While the store is away, the other instances learn nothing: their entries live until their time is over, or until the store is back
-    /// and its gap makes them forget.
-    pub async fn purge_key(&self, epoch: &str, key: &str) -> bool {
-        let here = self.forget(epoch, key);
-        let stored = StoredKey::primary(&epoch.into(), key);
-        let deleted = self.store.blobs.delete(&[stored.store_key("cache")]).await;
-        if let Err(error) = &deleted {
-            self.stats.store_errors.fetch_add(1, Relaxed);
-            tracing::warn!(%error, "purge did not reach the store");
-        }
-        // A fill may have read the old entry back between the two removals.
-        self.forget(epoch, key);
-        let removal = Removal { from: self.id, what: What::Key { epoch: epoch.into(), key: key.into() } };
-        match serde_json::to_vec(&removal) {
-            Ok(payload) => {
-                if let Err(error) = self.store.bus.publish(PURGE, payload.into()).await {
-                    self.stats.store_errors.fetch_add(1, Relaxed);
-                    tracing::warn!(%error, "purge did not reach the other instances");
-                }
-            }
-            Err(error) => tracing::error!(%error, "purge message could not be written"),
-        }
-        here || deleted.is_ok_and(|count| count > 0)
-    }
+/// What a purge did.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct PurgeReport {
+    /// Entries that were there and are gone (or marked stale): those of the store, and those that only this process had in memory. Each
+    /// variant counts.
+    pub entries: u64,
+    /// How many of them this process had in memory.
+    pub in_memory: u64,
+    /// Whether the store did all that was asked. If not, it may still hold some of what was meant: ask again.
+    pub store_reached: bool,
+    /// Whether the other instances were told. Those that listen and missed it notice the gap and forget everything.
+    pub others_told: bool,
+    /// Host, path and query of what was purged, in no order, each variant once; only the first 10,000. For a warm-up after it.
+    pub pages: Vec<String>,
+}
 
-    /// After an unsafe method succeeded on the key's URL, or named it in `Location` or `Content-Location` (RFC 9111 section 4.4): as
-    /// [`Engine::purge_key`].
-    pub async fn invalidate(&self, epoch: &str, key: &str) -> bool {
-        self.purge_key(epoch, key).await
-    }
+/// Host and path of a key: what stands behind its class and method. The host is empty if the key has none.
+pub(crate) fn place(key: &str) -> (&str, &str) {
+    let rest = key.split_once(':').map_or(key, |(_, rest)| rest);
+    let rest = rest.strip_prefix("GET:").unwrap_or(rest);
+    rest.split_at(rest.find('/').unwrap_or(rest.len()))
+}
 
-    /// Removes a primary key from this process. Its variants can not be found without it, and are pushed out in time.
-    fn forget(&self, epoch: &str, key: &str) -> bool {
-        self.flights.purge(epoch, key);
-        self.memory.remove(epoch, key, crate::serve::AUTHORIZED);
-        let there = self.memory.remove(epoch, key, "");
-        if there {
-            self.stats.purged.fetch_add(1, Relaxed);
-        }
-        there
-    }
-
-    fn distrust(&self) {
-        self.memory.clear();
-        self.stats.distrusted.fetch_add(1, Relaxed);
-    }
-
-    fn removal(&self, payload: &[u8]) {
-        match serde_json::from_slice::<Removal>(payload) {
-            Ok(removal) if removal.from == self.id => {}
-            Ok(Removal { what: What::Key { epoch, key }, .. }) => {
-                self.forget(&epoch, &key);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "purge message of an unknown kind: memory tier emptied");
-                self.distrust();
-            }
-        }
-    }
-
-    fn message(&self, channel: &str, message: Message) {
-        match (channel, message) {
-            (FILLS, Message::Data(payload)) => self.fill_ended(&payload),
-            (FILLS, Message::Gap) => self.wake_all(),
-            (_, Message::Data(payload)) => self.removal(&payload),
-            // A purge may be among what was lost.
-            (_, Message::Gap) => self.distrust(),
-        }
-    }
-
-    /// Listens for fills and removals of the other instances, until the engine is dropped. Call it inside a tokio runtime; calling it again
-    /// does nothing. Without it fills are noticed by polling, and purges by other instances not before an entry's time is over.
-    pub fn start(self: &Arc<Self>) {
-        if self.started.swap(true, Relaxed) {
-            return;
-        }
-        for channel in [FILLS, PURGE] {
-            tokio::spawn(listen(Arc::downgrade(self), channel));
-        }
+/// A path with query in one spelling, so that purges and keys meet.
+fn spelled(path: &str) -> Cow<'_, str> {
+    match path.split_once('?') {
+        None => keys::normalize_path(path),
+        Some((bare, query)) => match keys::normalize_path(bare) {
+            Cow::Borrowed(_) => Cow::Borrowed(path),
+            Cow::Owned(bare) => Cow::Owned(bare + "?" + query),
+        },
     }
 }
 
-async fn listen(engine: Weak<Engine>, channel: &'static str) {
-    let Some(mut open) = engine.upgrade().map(|engine| engine.open.subscribe()) else { return };
-    loop {
-        let Some(bus) = engine.upgrade().map(|engine| engine.store.bus.clone()) else { return };
-        let subscribed = bus.subscribe(channel).await;
-        drop(bus);
-        if let Ok(mut subscription) = subscribed {
-            loop {
-                let message = tokio::select! {
-                    message = subscription.messages.recv() => message,
-                    _ = open.changed() => return,
-                };
-                let (Some(message), Some(engine)) = (message, engine.upgrade()) else { break };
-                engine.message(channel, message);
+fn canonical(host: &str) -> String {
+    keys::canonical_host(host).unwrap_or_else(|| host.to_ascii_lowercase())
+}
+
+/// The name that all variants of one primary key share.
+fn primary_name(epoch: &str, key: &str) -> String {
+    let mut hasher = Sha256::new();
+    hasher.update(epoch.as_bytes());
+    hasher.update([0]);
+    hasher.update(key.as_bytes());
+    let mut name = String::with_capacity(33);
+    name.push('=');
+    for byte in &hasher.finalize()[..16] {
+        let _ = write!(name, "{byte:02x}");
+    }
+    name
+}
+
+/// The names under which an entry is found in the index; one of each form at most, but for tags:
+///
+/// ```text
+/// ={hash of the primary key}    /{path and query}    @{host}/{path and query}    #{tag}
+/// ```
+pub(crate) fn names(key: &StoredKey, tags: &str) -> Vec<String> {
+    let mut names = vec![primary_name(&key.epoch, &key.key)];
+    let (host, path) = place(&key.key);
+    let path = spelled(path);
+    if path.starts_with('/') {
+        if !host.is_empty() {
+            names.push(format!("@{host}{path}"));
+        }
+        names.push(path.into_owned());
+    }
+    names.extend(tags.split('\n').filter(|tag| !tag.is_empty()).map(|tag| format!("#{tag}")));
+    names
+}
+
+/// How a page is shown in reports, from its names.
+pub(crate) fn shown(names: &[String]) -> Option<&str> {
+    let with = |sign: char| names.iter().find(|name| name.starts_with(sign));
+    with('@').map(|name| &name[1..]).or_else(|| with('/').map(String::as_str))
+}
+
+impl Purge {
+    /// The same with host and path in the spelling of keys.
+    pub(crate) fn canonical(&self) -> Purge {
+        match self {
+            Purge::Host { host } => Purge::Host { host: canonical(host) },
+            Purge::Prefix { host, path } => {
+                let path = if path.starts_with('/') { Cow::Borrowed(path.as_str()) } else { Cow::Owned(format!("/{path}")) };
+                Purge::Prefix { host: host.as_deref().map(canonical), path: spelled(&path).into_owned() }
             }
-            if let Some(engine) = engine.upgrade() {
-                engine.message(channel, Message::Gap);
+            other => other.clone(),
+        }
+    }
+
+    /// What to look for in the index, and whether by the whole name.
+    pub(crate) fn name(&self) -> (String, bool) {
+        match self {
+            Purge::Key { epoch, key } => (primary_name(epoch, key), true),
+            Purge::Prefix { host: Some(host), path } => (format!("@{host}{path}"), false),
+            Purge::Prefix { host: None, path } => (path.clone(), false),
+            Purge::Host { host } => (format!("@{host}/"), false),
+            Purge::Tag { tag } => (format!("#{tag}"), true),
+            // Every entry has one name of this form.
+            Purge::All => ("=".into(), false),
+        }
+    }
+
+    /// Whether the purge (in canonical form) means what is stored under this key with these tags, one a line.
+    pub(crate) fn means(&self, stored: &StoredKey, tags: &str) -> bool {
+        match self {
+            Purge::Key { epoch, key } => *stored.key == **key && *stored.epoch == **epoch,
+            Purge::Prefix { host, path } => {
+                let (on, at) = place(&stored.key);
+                host.as_ref().is_none_or(|host| host == on) && spelled(at).starts_with(path.as_str())
+            }
+            Purge::Host { host } => {
+                let (on, at) = place(&stored.key);
+                !host.is_empty() && host == on && at.starts_with('/')
+            }
+            Purge::Tag { tag } => !tag.is_empty() && tags.split('\n').any(|one| one == tag),
+            Purge::All => true,
+        }
+    }
+}
+
+/// The form in which the index is asked.
+pub(crate) fn named((name, exactly): &(String, bool)) -> Named<'_> {
+    if *exactly { Named::Exactly(name) } else { Named::Prefix(name) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(key: &str) -> StoredKey {
+        StoredKey::primary(&"v1".into(), key)
+    }
+
+    /// Index and memory must agree on what a purge means: the one by names, the other by looking at each key.
+    #[test]
+    fn names_and_looks_agree() {
+        let prefix = |host: Option<&str>, path: &str| Purge::Prefix { host: host.map(str::to_owned), path: path.into() };
+        let entries = [
+            ("html_cache:shop.example.com/", "a"),
+            ("html_cache:shop.example.com/shoes?page=2", "a\nb"),
+            ("html_cache:shop.example.com/shoes-red", "ab"),
+            ("html_cache:shop.example.com:3000/shoes/x", ""),
+            ("html_cache:[2001:db8::1]:80/shoes", ""),
+            ("html_cache:other.example/%C3%A4", "a"),
+            ("cache:GET:/api/home", "b"),
+            ("cache:GET:api.example/api/home|x=1", ""),
+            ("odd", "a"),
+            ("", ""),
+        ];
+        for (purge, expected) in [
+            (prefix(None, "/shoes"), &[1, 2, 3, 4][..]),
+            (prefix(None, "/shoes/"), &[3]),
+            (prefix(None, "shoes?page"), &[1]),
+            (prefix(Some("SHOP.example.com:443"), "/shoes"), &[1, 2]),
+            (prefix(Some("shop.example.com:3000"), "/"), &[3]),
+            (prefix(Some("[2001:DB8::1]"), ""), &[]),
+            (prefix(None, "/ä"), &[5]),
+            (prefix(None, "/%c3%a4"), &[5]),
+            (prefix(None, "/api"), &[6, 7]),
+            (prefix(None, "/"), &[0, 1, 2, 3, 4, 5, 6, 7]),
+            (Purge::Host { host: "Shop.Example.com".into() }, &[0, 1, 2]),
+            (Purge::Host { host: "shop.example".into() }, &[]),
+            (Purge::Host { host: "".into() }, &[]),
+            (Purge::Tag { tag: "a".into() }, &[0, 1, 5, 8]),
+            (Purge::Tag { tag: "b".into() }, &[1, 6]),
+            (Purge::Tag { tag: "".into() }, &[]),
+            (Purge::Key { epoch: "v1".into(), key: "odd".into() }, &[8]),
+            (Purge::Key { epoch: "v2".into(), key: "odd".into() }, &[]),
+            (Purge::All, &[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]),
+        ] {
+            let purge = purge.canonical();
+            let (name, exactly) = purge.name();
+            for (number, (text, tags)) in entries.iter().enumerate() {
+                let found = names(&key(text), tags).iter().any(|one| if exactly { *one == name } else { one.starts_with(&name) });
+                assert_eq!(found, expected.contains(&number), "{purge:?} in the index: {text}");
+                assert_eq!(purge.means(&key(text), tags), expected.contains(&number), "{purge:?} in memory: {text}");
             }
         }
-        tokio::select! {
-            () = tokio::time::sleep(AGAIN) => {}
-            _ = open.changed() => return,
+        assert_eq!(shown(&names(&key("html_cache:a.example/x?y"), "t")), Some("a.example/x?y"));
+        assert_eq!(shown(&names(&key("cache:GET:/api"), "t")), Some("/api"));
+        assert_eq!(shown(&names(&key("odd"), "t")), None);
+    }
+
+    #[test]
+    fn messages_are_read_as_they_are_written() {
+        for purge in [
+            Purge::Key { epoch: "e".into(), key: "k".into() },
+            Purge::Prefix { host: None, path: "/".into() },
+            Purge::Prefix { host: Some("h".into()), path: "/".into() },
+            Purge::Host { host: "h".into() },
+            Purge::Tag { tag: "t".into() },
+            Purge::All,
+        ] {
+            let text = serde_json::to_string(&purge).expect("written");
+            assert_eq!(serde_json::from_str::<Purge>(&text).expect("read"), purge, "{text}");
         }
     }
 }

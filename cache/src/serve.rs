@@ -135,6 +135,7 @@ impl<'a> Call<'a> {
             fetch: self.fetch.clone(),
             need,
             prior,
+            mark: self.engine.recent.mark(),
         };
         tokio::spawn(fill.run());
     }
@@ -170,14 +171,14 @@ impl<'a> Call<'a> {
 
     /// RFC 9111 section 5.2.1.7. `None`: look again, with the variant.
     async fn only_if_cached(&mut self, key: &StoredKey) -> Option<Outcome> {
-        match self.engine.read(key).await {
-            Ok(Some(Stored::Spec(spec))) if key.variant.is_empty() => {
+        match self.engine.read(key).await.map(|read| (read.stored, read.mark)) {
+            Ok((Some(Stored::Spec(spec)), _)) if key.variant.is_empty() => {
                 let spec = crate::vary::Spec { read_ms: self.now(), ..spec };
                 self.engine.memory.insert(key.clone(), Slot::Spec(spec.into()));
                 return None;
             }
-            Ok(Some(Stored::Entry(entry))) => {
-                self.engine.memory.insert_newer(key, &entry);
+            Ok((Some(Stored::Entry(entry)), mark)) => {
+                self.engine.remember_read(key, &entry, mark);
                 match policy::reuse(&entry, &self.wants, self.now()) {
                     Reuse::Fresh => return Some(self.hit(&entry, Tier::Store)),
                     Reuse::Stale | Reuse::Revalidating => return Some(self.stale(&entry, Some(Tier::Store), "only-if-cached")),

@@ -1,9 +1,11 @@
 //! The store tier: reading, writing, locking and waking, with the rule that the store's trouble is never the client's.
 
 use crate::{
-    Engine,
+    Engine, Entry,
     codec::{self, Stored},
     memory::StoredKey,
+    purge,
+    recent::Hit,
 };
 use bytes::Bytes;
 use std::{
@@ -44,6 +46,12 @@ pub(crate) struct Wake {
     pub(crate) nothing: AtomicBool,
 }
 
+/// What was read, and the [`Recent::mark`](crate::recent::Recent::mark) before that.
+pub(crate) struct Read {
+    pub(crate) stored: Option<Stored>,
+    pub(crate) mark: u64,
+}
+
 /// A lease that is renewed until it is dropped.
 pub(crate) struct Held {
     pub(crate) lease: Lease,
@@ -74,29 +82,58 @@ impl Drop for Held {
 }
 
 impl Engine {
-    fn complain<T>(&self, what: &'static str, result: StoreResult<T>) -> StoreResult<T> {
+    pub(crate) fn complain<T>(&self, what: &'static str, result: StoreResult<T>) -> StoreResult<T> {
         result.inspect_err(|error| {
             self.stats.store_errors.fetch_add(1, Relaxed);
             tracing::debug!(%error, what, "store call failed; going on without");
         })
     }
 
-    /// What lies under a key. What can not be read counts as absent.
-    pub(crate) async fn read(&self, key: &StoredKey) -> StoreResult<Option<Stored>> {
+    /// What lies under a key. What can not be read counts as absent, and so does what a purge met on its way here.
+    pub(crate) async fn read(&self, key: &StoredKey) -> StoreResult<Read> {
+        let mark = self.recent.mark();
+        let absent = Read { stored: None, mark };
         let found = self.complain("get", self.store.blobs.get(&key.store_key("cache")).await);
         let Some(blob) = (match found {
             Err(StoreError::Corrupt(_)) => None,
             other => other?,
         }) else {
-            return Ok(None);
+            return Ok(absent);
         };
-        match codec::decode(&key.text(), &blob.value) {
-            Ok(stored) => Ok(Some(stored)),
+        let stored = match codec::decode(&key.text(), &blob.value) {
+            Ok(stored) => stored,
             Err(error) => {
                 tracing::warn!(%error, key = %key.key, "stored value ignored");
-                Ok(None)
+                return Ok(absent);
             }
+        };
+        let tags = if let Stored::Entry(entry) = &stored { entry.tag_lines() } else { "" };
+        let stored = match (self.recent.hit(mark, key, tags, true), stored) {
+            (Some(Hit::Hard), _) => return Ok(absent),
+            (Some(Hit::Soft(at_ms)), Stored::Entry(entry)) => {
+                entry.make_stale(at_ms.min(self.clock.now_ms()));
+                Stored::Entry(entry)
+            }
+            (_, stored) => stored,
+        };
+        Ok(Read { stored: Some(stored), mark })
+    }
+
+    /// Puts an entry that was read from the store into memory, unless a younger one stands there, or a purge since the mark means it.
+    pub(crate) fn remember_read(&self, key: &StoredKey, entry: &Arc<Entry>, mark: u64) {
+        self.recent.unless_hit(mark, key, entry.tag_lines(), true, || self.memory.insert_newer(key, entry));
+    }
+
+    /// Makes a stored entry known to the index. Without that no purge would find it, so if it can not be done, the entry goes again; whether
+    /// it stays.
+    pub(crate) async fn enter(&self, key: &StoredKey, entry: &Entry, time: Duration) -> bool {
+        let stored = key.store_key("cache");
+        let names = purge::names(key, entry.tag_lines());
+        if self.complain("enter", self.store.index.enter(&stored, &names, time).await).is_ok() {
+            return true;
         }
+        let _ = self.complain("delete", self.store.blobs.delete(&[stored]).await);
+        false
     }
 
     /// Writes a value; whether it lies there now.
