@@ -105,6 +105,8 @@ impl fmt::Display for Broken {
 pub struct Connection {
     stream: TcpStream,
     received: BytesMut,
+    /// The last chunk's line end is still to be read.
+    owed: bool,
 }
 
 impl Connection {
@@ -119,7 +121,7 @@ impl Connection {
     pub async fn try_open(to: SocketAddr) -> std::io::Result<Connection> {
         let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream, received: BytesMut::new() })
+        Ok(Connection { stream, received: BytesMut::new(), owed: false })
     }
 
     /// Sends these bytes. That the other side has closed shows in what is read, not here.
@@ -194,41 +196,64 @@ impl Connection {
             return Ok(self.received.split().freeze());
         };
         let length: usize = length.parse().map_err(|_| malformed(length))?;
-        while self.received.len() < length {
-            if !self.more().await {
-                return Err(Broken::Truncated(Some(answer.status), self.received.split().freeze()));
-            }
-        }
-        Ok(self.received.split_to(length).freeze())
+        self.exactly(length).await.map_err(|rest| Broken::Truncated(Some(answer.status), rest))
     }
 
     async fn chunks(&mut self, status: u16) -> Result<Bytes, Broken> {
         let mut body = BytesMut::new();
         loop {
-            let Some(line) = self.line().await else { return Err(Broken::Truncated(Some(status), body.freeze())) };
-            if line.is_empty() || line.len() > 16 {
-                return Err(malformed(&line));
-            }
-            let size = usize::from_str_radix(&line, 16).map_err(|_| malformed(&line))?;
-            if size == 0 {
-                // Weir sends no trailers.
-                return match self.line().await {
-                    Some(end) if end.is_empty() => Ok(body.freeze()),
-                    Some(end) => Err(malformed(&end)),
-                    None => Err(Broken::Truncated(Some(status), body.freeze())),
-                };
-            }
-            while self.received.len() < size + 2 {
-                if !self.more().await {
-                    body.extend_from_slice(&self.received);
+            match self.chunk().await {
+                Ok(Some(piece)) => body.extend_from_slice(&piece),
+                Ok(None) => return Ok(body.freeze()),
+                Err(Broken::Truncated(_, rest)) => {
+                    body.extend_from_slice(&rest);
                     return Err(Broken::Truncated(Some(status), body.freeze()));
                 }
-            }
-            body.extend_from_slice(&self.received.split_to(size));
-            if &self.received.split_to(2)[..] != b"\r\n" {
-                return Err(malformed("a chunk without its line end"));
+                Err(other) => return Err(other),
             }
         }
+    }
+
+    /// Reads one chunk of a chunked body, as soon as its data is there; `None` after the last.
+    ///
+    /// Errors: it is not whole, or malformed.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, Broken> {
+        let cut = |rest: Bytes| Broken::Truncated(None, rest);
+        if std::mem::take(&mut self.owed) {
+            match self.exactly(2).await {
+                Ok(end) if &end[..] == b"\r\n" => {}
+                Ok(_) => return Err(malformed("a chunk without its line end")),
+                Err(_) => return Err(cut(Bytes::new())),
+            }
+        }
+        let Some(line) = self.line().await else { return Err(cut(Bytes::new())) };
+        if line.is_empty() || line.len() > 16 {
+            return Err(malformed(&line));
+        }
+        let size = usize::from_str_radix(&line, 16).map_err(|_| malformed(&line))?;
+        if size > 0 {
+            let piece = self.exactly(size).await.map_err(cut)?;
+            self.owed = true;
+            return Ok(Some(piece));
+        }
+        // Weir sends no trailers.
+        match self.line().await {
+            Some(end) if end.is_empty() => Ok(None),
+            Some(end) => Err(malformed(&end)),
+            None => Err(cut(Bytes::new())),
+        }
+    }
+
+    /// Reads so many bytes.
+    ///
+    /// Errors: the connection ends before; what there was.
+    pub async fn exactly(&mut self, count: usize) -> Result<Bytes, Bytes> {
+        while self.received.len() < count {
+            if !self.more().await {
+                return Err(self.received.split().freeze());
+            }
+        }
+        Ok(self.received.split_to(count).freeze())
     }
 
     async fn line(&mut self) -> Option<String> {
