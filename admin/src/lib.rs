@@ -23,10 +23,10 @@ pub trait Control: Send + Sync + 'static {
     fn token(&self) -> Option<String>;
     /// Listeners, routes with their chains, page rules.
     fn describe(&self) -> Value;
-    /// Removes what is stored for a URL (`http://host/path`) or under a shown key, in every instance; the number of entries.
+    /// Removes from the cache of every instance, or marks stale; a report with the number of entries.
     ///
-    /// Errors: why the argument can not be used.
-    async fn purge(&self, what: &str) -> Result<u64, String>;
+    /// Errors: why the order can not be carried out.
+    async fn purge(&self, order: PurgeOrder) -> Result<Value, String>;
     /// Warms all configured targets up now. The receiver hears of each as it is done, and at last of the sums.
     ///
     /// Errors: nothing is configured, or another round is under way.
@@ -90,7 +90,7 @@ async fn answer(control: &dyn Control, peer: SocketAddr, request: Request<Incomi
         "/metrics" if get => plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", control.environment().metrics.text(control.environment())),
         "" if get => as_json(StatusCode::OK, &json!({
             "name": "weir", "version": env!("CARGO_PKG_VERSION"),
-            "calls": ["GET /metrics", "GET /health", "GET /ready", "GET /status", "POST /purge {\"url\"|\"key\": …}", "POST /warm-up", "POST /reload"],
+            "calls": ["GET /metrics", "GET /health", "GET /ready", "GET /status", "POST /purge {\"url\"|\"key\"|\"prefix\"|\"host\"|\"tag\"|\"all\": …, \"soft\", \"warm\"}", "POST /warm-up", "POST /reload"],
         })),
         "/status" if get => as_json(StatusCode::OK, &status(control)),
         "/purge" if parts.method == Method::POST => purge(control, body).await,
@@ -110,12 +110,36 @@ async fn answer(control: &dyn Control, peer: SocketAddr, request: Request<Incomi
 async fn purge(control: &dyn Control, body: Incoming) -> Answer {
     let bad = |message: &str| as_json(StatusCode::BAD_REQUEST, &json!({ "message": message }));
     let Ok(body) = Limited::new(body, MAX_BODY).collect().await else { return bad("the body could not be read") };
-    let Ok(value) = serde_json::from_slice::<Value>(&body.to_bytes()) else { return bad("the body is not JSON: {\"url\": …} or {\"key\": …}") };
-    let Some(what) = value.get("url").or(value.get("key")).and_then(Value::as_str) else { return bad("`url` or `key` is missing") };
-    match control.purge(what).await {
-        Ok(count) => as_json(StatusCode::OK, &json!({ "purged": count })),
+    let order: PurgeOrder = match serde_json::from_slice(&body.to_bytes()) {
+        Ok(order) => order,
+        Err(error) => return bad(&format!("the body is not a purge: {error}")),
+    };
+    match control.purge(order).await {
+        Ok(report) => as_json(StatusCode::OK, &report),
         Err(reason) => bad(&reason),
     }
+}
+
+/// What to purge: one of `url`, `key`, `prefix`, `host`, `tag` and `all`.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PurgeOrder {
+    /// A page: `https://host/path?query`, with all its variants.
+    pub url: Option<String>,
+    /// A key as `X-Cache-Key` shows it.
+    pub key: Option<String>,
+    /// Every page whose `host/path` begins so.
+    pub prefix: Option<String>,
+    /// Every page of a host.
+    pub host: Option<String>,
+    /// Everything with this tag.
+    pub tag: Option<String>,
+    /// Everything.
+    pub all: bool,
+    /// Mark stale instead of removing: still good while a new one is fetched, or when the origin fails.
+    pub soft: bool,
+    /// Ask for the purged pages again at once.
+    pub warm: bool,
 }
 
 /// The token, compared in constant time; without a configured one, callers from this machine that do not come by a browser's page.

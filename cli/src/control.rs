@@ -3,11 +3,12 @@
 use crate::{run::Source, schedule};
 use serde_json::{Value, json};
 use std::sync::Arc;
-use weir_admin::Control;
+use weir_admin::{Control, PurgeOrder};
+use weir_cache::Purge;
 use weir_config::LoadOptions;
 use weir_gateway::Environment;
 use tokio::sync::mpsc;
-use weir_proxy::{live::Weir, warm::Progress};
+use weir_proxy::{live::Weir, purging, warm::Progress};
 
 /// The running program and where its configuration came from.
 pub struct Running {
@@ -61,27 +62,24 @@ impl Control for Running {
         })
     }
 
-    async fn purge(&self, what: &str) -> Result<u64, String> {
+    async fn purge(&self, order: PurgeOrder) -> Result<Value, String> {
         let live = self.weir.live.load_full();
-        let cache = &self.weir.environment.cache;
-        let mut count = 0;
-        if what.starts_with("http://") || what.starts_with("https://") {
-            let uri: http::Uri = what.parse().map_err(|_| format!("`{what}` is not a URL"))?;
-            let host = uri.authority().map(|a| a.as_str().to_string()).ok_or("the URL has no host")?;
-            let edge = live.edge.as_ref().ok_or("there is no edge section: purge by `key`")?;
-            // One page under both schemes: a purge means the page, not the way to it.
-            for https in [false, true] {
-                let plan = edge.pages.plan(https, &host, &uri).ok_or_else(|| format!("no page rule caches {}", uri.path()))?;
-                count += u64::from(cache.purge_key(&plan.plan.epoch, &plan.plan.key).await);
-            }
-            return Ok(count);
+        let mut what = Vec::new();
+        if let Some(url) = &order.url {
+            what.push(purging::page_by_url(&live, url)?);
         }
-        let pages = live.edge.iter().flat_map(|e| e.pages.epochs()).map(|e| e.to_string());
-        let routes = live.snapshot.routes.iter().map(|r| weir_plugins::cache_epoch(&r.name));
-        for epoch in pages.chain(routes) {
-            count += u64::from(cache.purge_key(&epoch, what).await);
+        if let Some(key) = &order.key {
+            let pages = live.edge.iter().flat_map(|e| e.pages.epochs()).map(|e| e.to_string());
+            let routes = live.snapshot.routes.iter().map(|r| weir_plugins::cache_epoch(&r.name));
+            what.push(pages.chain(routes).map(|epoch| Purge::Key { epoch, key: key.clone() }).collect());
         }
-        Ok(count)
+        what.extend(order.prefix.as_deref().map(|text| vec![purging::prefix(text)]));
+        what.extend(order.host.clone().map(|host| vec![Purge::Host { host }]));
+        what.extend(order.tag.clone().map(|tag| vec![Purge::Tag { tag }]));
+        what.extend(order.all.then(|| vec![Purge::All]));
+        let [what] = what.as_slice() else { return Err("name one of `url`, `key`, `prefix`, `host`, `tag` and `all`".into()) };
+        let report = purging::carry_out(&self.weir, what, order.soft, order.warm).await;
+        serde_json::to_value(&report).map_err(|e| e.to_string())
     }
 
     async fn warm_up(&self) -> Result<mpsc::Receiver<Value>, String> {
@@ -91,7 +89,7 @@ impl Control for Running {
         let weir = self.weir.clone();
         tokio::spawn(async move {
             // A caller that reads slowly (or left) does not hold the round up: it then misses lines.
-            let report = schedule::round(&weir, &config, lease, |news| {
+            let report = schedule::round(&weir, &config, lease, schedule::next(&config).mul_f64(0.8), |news| {
                 let _ = lines.try_send(match news {
                     Progress::Targets(count) => json!({ "targets": count }),
                     Progress::Done(w) => json!({

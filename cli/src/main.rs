@@ -52,6 +52,22 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Have a running Weir remove something from the cache of every instance.
+    Purge {
+        #[command(flatten)]
+        remote: remote::Remote,
+        #[command(flatten)]
+        what: remote::What,
+        /// Mark stale instead of removing: still good while a new one is fetched, or when the origin fails.
+        #[arg(long)]
+        soft: bool,
+        /// Ask for the purged pages again at once.
+        #[arg(long)]
+        warm: bool,
+        /// The report as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Serve a small shop with stub services behind it: nothing else is needed.
     Demo(demo::Demo),
 }
@@ -60,6 +76,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Run { config, ignore_unknown_plugins } => run::run(run::Source::File(config), LoadOptions { ignore_unknown_plugins, ..LoadOptions::default() }, None),
         Command::Check { file, ignore_unknown_plugins, json } => return check(file, ignore_unknown_plugins, json),
+        Command::Purge { remote, what, soft, warm, json } => remote::purge(&remote, &what, soft, warm, json),
         Command::WarmUp { remote, json } => remote::warm_up(&remote, json),
         Command::Demo(demo) => demo::demo(demo),
     };

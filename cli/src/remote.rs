@@ -88,3 +88,47 @@ pub fn warm_up(remote: &Remote, json: bool) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// What to purge.
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct What {
+    /// A page: https://host/path?query.
+    #[arg(long)]
+    url: Option<String>,
+    /// A key as X-Cache-Key shows it.
+    #[arg(long)]
+    key: Option<String>,
+    /// Every page whose host/path begins so; /path: on all hosts.
+    #[arg(long)]
+    prefix: Option<String>,
+    /// Every page of a host.
+    #[arg(long)]
+    host: Option<String>,
+    /// Everything with this tag.
+    #[arg(long)]
+    tag: Option<String>,
+    /// Everything.
+    #[arg(long)]
+    all: bool,
+}
+
+/// `weir purge`.
+pub fn purge(remote: &Remote, what: &What, soft: bool, warm: bool, json: bool) -> anyhow::Result<()> {
+    let order = serde_json::json!({
+        "url": what.url, "key": what.key, "prefix": what.prefix, "host": what.host, "tag": what.tag, "all": what.all, "soft": soft, "warm": warm,
+    });
+    let mut reached = true;
+    remote.call("/purge", &order, |report| {
+        reached = report["store_reached"] == true && report["others_told"] == true;
+        if json {
+            println!("{report:#}");
+        } else {
+            println!("{} entries {}", report["entries"], if soft { "marked stale" } else { "removed" });
+        }
+    })?;
+    if !reached {
+        bail!("the store was away: other instances may keep what they have until it is back; purge again then");
+    }
+    Ok(())
+}

@@ -26,19 +26,22 @@ pub async fn run(weir: Arc<Weir>) {
             continue;
         };
         let pause = next(&config);
-        let recently = matches!(weir.environment.store.blobs.get(DONE).await, Ok(Some(_)));
-        if !recently && let Some(lease) = begin(&weir).await {
-            let report = round(&weir, &config, lease, |_| ()).await;
-            let failed = report.iter().filter(|w| !w.is_ok()).count();
-            tracing::info!(targets = report.len(), failed, "warm-up round done");
-            let _ = weir.environment.store.blobs.put(DONE, "1".into(), pause.mul_f64(0.8), None).await;
+        if let Some(lease) = begin(&weir).await {
+            // Looked at only with the lock in hand: another instance may have finished its round a moment ago.
+            if matches!(weir.environment.store.blobs.get(DONE).await, Ok(Some(_))) {
+                end(&weir, lease).await;
+            } else {
+                let report = round(&weir, &config, lease, pause.mul_f64(0.8), |_| ()).await;
+                let failed = report.iter().filter(|w| !w.is_ok()).count();
+                tracing::info!(targets = report.len(), failed, "warm-up round done");
+            }
         }
         wait = next(&config);
     }
 }
 
 /// Time until the next round.
-fn next(config: &WarmUp) -> Duration {
+pub fn next(config: &WarmUp) -> Duration {
     if let Some(every) = config.every {
         return every.get().max(Duration::from_secs(1));
     }
@@ -61,17 +64,23 @@ pub async fn begin(weir: &Weir) -> Option<Option<Lease>> {
     }
 }
 
-/// One round.
-pub async fn round(weir: &Arc<Weir>, config: &WarmUp, lease: Option<Lease>, progress: impl Fn(Progress)) -> Vec<Warmed> {
+/// Gives the right back.
+async fn end(weir: &Weir, lease: Option<Lease>) {
+    if let Some(lease) = lease {
+        let _ = weir.environment.store.locks.release(&lease).await;
+    }
+}
+
+/// One round. For `quiet` after it no instance does another by itself.
+pub async fn round(weir: &Arc<Weir>, config: &WarmUp, lease: Option<Lease>, quiet: Duration, progress: impl Fn(Progress)) -> Vec<Warmed> {
     let store = &weir.environment.store;
     let renewing = lease.clone().map(|lease| tokio::spawn(keep(store.clone(), lease)));
     let report = warm::round(weir, config, progress).await;
+    let _ = store.blobs.put(DONE, "1".into(), quiet, None).await;
     if let Some(renewing) = renewing {
         renewing.abort();
     }
-    if let Some(lease) = lease {
-        let _ = store.locks.release(&lease).await;
-    }
+    end(weir, lease).await;
     report
 }
 

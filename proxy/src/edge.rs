@@ -8,6 +8,7 @@ use crate::{
     live::EdgeRules,
     origin::OriginFetch,
     pages::PagePlan,
+    purging,
     work::{Shown, Work},
 };
 use bytes::Bytes;
@@ -32,6 +33,9 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         cache_status: edge.config.headers.cache_status,
         strip_site: true,
     };
+    if request.method.as_str() == "PURGE" && edge.config.purge.is_some() {
+        return purge(work, edge, &request).await;
+    }
     let told = classify::classify(&request, &edge.classify);
     work.label = if told.api { "api" } else { name(told.class) }.into();
     if !host_is_served(edge, &work.cx.client.host) {
@@ -135,6 +139,25 @@ impl<D: Downstream> Work<'_, D> {
         if let Some(report) = &mut self.cx.report {
             report.key = Some(key.to_string());
         }
+    }
+}
+
+/// `PURGE /path`: the page goes from the cache of every instance; with `X-Purge-Soft: 1` it is only marked stale.
+async fn purge<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: &request::Parts) {
+    let none = Chain::default();
+    work.label = "purge".into();
+    if !purging::may_purge(edge, work.cx.client.ip, &request.headers) {
+        work.cx.failure = Some("purge-refused");
+        return work.error(&none, StatusCode::FORBIDDEN, "You may not purge").await;
+    }
+    let soft = request.headers.get("x-purge-soft").is_some_and(|v| v == "1" || v.as_bytes().eq_ignore_ascii_case(b"true"));
+    match purging::page(&work.live.clone(), &work.cx.client.host.clone(), &request.uri) {
+        Ok(what) => {
+            let report = purging::carry_out(work.weir, &what, soft, false).await;
+            let reply = Reply::json("weir", StatusCode::OK, &serde_json::json!({ "entries": report.entries, "store_reached": report.store_reached }));
+            work.reply(&none, reply.with("cache-control", "no-store")).await;
+        }
+        Err(reason) => work.error(&none, StatusCode::NOT_FOUND, &reason).await,
     }
 }
 

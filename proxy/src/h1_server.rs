@@ -127,7 +127,7 @@ async fn refuse(mut wire: Wire, status: StatusCode, reason: &str) {
     let mut headers = HeaderMap::new();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json; charset=utf-8"));
     h1::write_response_head(&mut out, status, &headers, ResponseLength::Length(body.len() as u64), Connection::Close);
-    if wire.write_all(&out, body.as_bytes()).await.is_ok() {
+    if wire.write_all([&out, body.as_bytes(), &[]]).await.is_ok() {
         wire.linger().await;
     }
 }
@@ -171,10 +171,11 @@ pub struct H1<'a> {
 }
 
 impl H1<'_> {
-    async fn send(&mut self, more: &[u8]) -> Result<(), ClientError> {
+    /// Writes what waits in `out`, then `more` and `last`.
+    async fn send(&mut self, more: &[u8], last: &[u8]) -> Result<(), ClientError> {
         self.wire.deadline.set(self.body_timeout);
         let out = std::mem::take(&mut self.out);
-        let result = self.wire.write_all(&out, more).await;
+        let result = self.wire.write_all([&out, more, last]).await;
         self.out = out;
         self.out.clear();
         result.map_err(|error| {
@@ -220,7 +221,7 @@ impl Downstream for H1<'_> {
             self.owes_continue = false;
             if self.wire.received.is_empty() {
                 self.wire.deadline.set(self.body_timeout);
-                self.wire.write_all(b"HTTP/1.1 100 Continue\r\n\r\n", &[]).await.map_err(|e| client_error(&e))?;
+                self.wire.write_all([b"HTTP/1.1 100 Continue\r\n\r\n", &[], &[]]).await.map_err(|e| client_error(&e))?;
             }
         }
         loop {
@@ -303,7 +304,7 @@ impl Downstream for H1<'_> {
         h1::write_response_head(&mut self.out, parts.status, &parts.headers, announced, connection);
         self.state = State::Body;
         // Else the head leaves with the first piece of the body, or with its end.
-        if self.upgraded { self.send(&[]).await } else { Ok(()) }
+        if self.upgraded { self.send(&[], &[]).await } else { Ok(()) }
     }
 
     async fn interim(&mut self, parts: &response::Parts) -> Result<(), ClientError> {
@@ -311,7 +312,7 @@ impl Downstream for H1<'_> {
             return Ok(());
         }
         h1::write_interim(&mut self.out, parts.status, &parts.headers);
-        self.send(&[]).await
+        self.send(&[], &[]).await
     }
 
     async fn write(&mut self, piece: Bytes) -> Result<(), ClientError> {
@@ -324,7 +325,7 @@ impl Downstream for H1<'_> {
                 // Straight from the shared bytes: nothing is copied.
                 Some(rest) => {
                     *left = rest;
-                    self.send(&piece).await
+                    self.send(&piece, &[]).await
                 }
                 None => {
                     self.abort();
@@ -332,13 +333,10 @@ impl Downstream for H1<'_> {
                 }
             },
             ResponseLength::Chunked => {
-                // The line end behind the chunk waits in `out` for whatever comes next.
                 let _ = write!(self.out, "{:x}\r\n", piece.len());
-                self.send(&piece).await?;
-                self.out.extend_from_slice(b"\r\n");
-                Ok(())
+                self.send(&piece, b"\r\n").await
             }
-            ResponseLength::Close => self.send(&piece).await,
+            ResponseLength::Close => self.send(&piece, &[]).await,
         }
     }
 
@@ -352,7 +350,7 @@ impl Downstream for H1<'_> {
             _ => {}
         }
         if !self.out.is_empty() {
-            self.send(&[]).await?;
+            self.send(&[], &[]).await?;
         }
         if self.state == State::Body {
             self.state = State::Done;

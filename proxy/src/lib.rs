@@ -29,6 +29,7 @@ pub mod live;
 pub mod origin;
 pub mod pages;
 pub mod popular;
+pub mod purging;
 pub mod server;
 pub mod warm;
 pub mod wire;

@@ -12,7 +12,12 @@ use std::{
     sync::Arc,
     time::Duration,
 };
-use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use futures_util::future::BoxFuture;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::Instant,
+};
 use weir_config::WarmUp;
 
 /// One target, read.
@@ -83,40 +88,43 @@ pub enum Progress {
 
 /// Asks for every target once: the listed ones, those of the sitemaps, and the pages asked for most. `progress` hears of each.
 pub async fn round(weir: &Arc<Weir>, config: &WarmUp, progress: impl Fn(Progress)) -> Vec<Warmed> {
-    let permits = Arc::new(Semaphore::new(config.concurrency.max(1) as usize));
-    let timeout = config.timeout.get();
     let (targets, failed) = targets(weir, config).await;
     progress(Progress::Targets(targets.len() + failed.len()));
+    let note = |warmed: &Warmed| progress(Progress::Done(warmed.clone()));
+    failed.iter().for_each(note);
+    let mut all = ask_all(weir, targets, config.concurrency, config.rate, config.timeout.get(), note).await;
+    all.extend(failed);
+    all
+}
+
+/// Asks for the targets, `concurrency` at once and `rate` a second at most (0: no limit). `note` hears of each when it is done.
+pub async fn ask_all(weir: &Arc<Weir>, targets: Vec<String>, concurrency: u32, rate: u32, timeout: Duration, note: impl Fn(&Warmed)) -> Vec<Warmed> {
+    let permits = Arc::new(Semaphore::new(concurrency.max(1) as usize));
     let mut all = Vec::new();
-    let mut note = |warmed: Warmed| {
+    let mut done = |warmed: Warmed| {
         weir.environment.metrics.warm_up(warmed.is_ok());
         if !warmed.is_ok() {
             tracing::warn!(target = %warmed.target, result = ?warmed.result, "warm-up failed");
         }
-        progress(Progress::Done(warmed.clone()));
+        note(&warmed);
         all.push(warmed);
     };
-    failed.into_iter().for_each(&mut note);
     let mut tasks = JoinSet::new();
-    let mut pace = (config.rate > 0).then(|| tokio::time::interval(Duration::from_secs(1) / config.rate));
+    let mut pace = (rate > 0).then(|| tokio::time::interval(Duration::from_secs(1) / rate));
     for text in targets {
         if let Some(pace) = &mut pace {
             pace.tick().await;
         }
         // A permit before the task: a list of fifty thousand pages makes no fifty thousand tasks.
         let Ok(permit) = permits.clone().acquire_owned().await else { break };
-        let weir = weir.clone();
-        tasks.spawn(async move {
-            let _permit = permit;
-            one(&weir, text, timeout).await
-        });
+        tasks.spawn(one(weir.clone(), text, timeout, permit));
         while let Some(Ok(warmed)) = tasks.try_join_next() {
-            note(warmed);
+            done(warmed);
         }
     }
-    while let Some(done) = tasks.join_next().await {
-        if let Ok(warmed) = done {
-            note(warmed);
+    while let Some(finished) = tasks.join_next().await {
+        if let Ok(warmed) = finished {
+            done(warmed);
         }
     }
     all
@@ -213,20 +221,24 @@ impl Sitemap {
     }
 }
 
-async fn one(weir: &Arc<Weir>, text: String, timeout: Duration) -> Warmed {
-    let began = Instant::now();
-    let mut sink = Sink::default();
-    let asked = match Target::parse(&text) {
-        Ok(target) => ask(weir, &target, timeout, &mut sink).await,
-        Err(error) => Err(error),
-    };
-    let result = match (asked, sink.status, sink.broken) {
-        (Err(reason), ..) => Err(reason),
-        (Ok(()), Some(_), true) => Err("the answer was cut short".into()),
-        (Ok(()), Some(status), false) => Ok(status),
-        (Ok(()), None, _) => Err("no answer".into()),
-    };
-    Warmed { target: text, result, verdict: sink.verdict, took: began.elapsed() }
+/// Boxed, since a request of a visitor (a purge) may lead to requests of Weir's own: the type of such a chain would have no end.
+fn one(weir: Arc<Weir>, text: String, timeout: Duration, permit: OwnedSemaphorePermit) -> BoxFuture<'static, Warmed> {
+    Box::pin(async move {
+        let _permit = permit;
+        let began = Instant::now();
+        let mut sink = Sink::default();
+        let asked = match Target::parse(&text) {
+            Ok(target) => ask(&weir, &target, timeout, &mut sink).await,
+            Err(error) => Err(error),
+        };
+        let result = match (asked, sink.status, sink.broken) {
+            (Err(reason), ..) => Err(reason),
+            (Ok(()), Some(_), true) => Err("the answer was cut short".into()),
+            (Ok(()), Some(status), false) => Ok(status),
+            (Ok(()), None, _) => Err("no answer".into()),
+        };
+        Warmed { target: text, result, verdict: sink.verdict, took: began.elapsed() }
+    })
 }
 
 async fn ask(weir: &Arc<Weir>, target: &Target, timeout: Duration, sink: &mut Sink) -> Result<(), String> {

@@ -54,13 +54,13 @@ impl Wire {
         .await
     }
 
-    /// Writes all of both slices, in one system call where the stream can, and flushes.
-    pub async fn write_all(&mut self, first: &[u8], second: &[u8]) -> io::Result<()> {
-        let total = first.len() + second.len();
+    /// Writes all the parts, in one system call where the stream can, and flushes.
+    pub async fn write_all(&mut self, parts: [&[u8]; 3]) -> io::Result<()> {
+        let total = parts.iter().map(|p| p.len()).sum();
         let mut done = 0;
         while done < total {
             let count = poll_fn(|cx| {
-                let poll = poll_write(&mut self.stream, cx, first, second, done);
+                let poll = poll_write(&mut self.stream, cx, parts, done);
                 self.deadline.guard(cx, poll)
             })
             .await?;
@@ -78,14 +78,14 @@ impl Wire {
         .await
     }
 
-    /// Writes all of both slices, but stops when the other side sends something: `Ok(false)`. A peer that answers before it has read
+    /// Writes all of both parts, but stops when the other side sends something: `Ok(false)`. A peer that answers before it has read
     /// the whole request may never read the rest.
     pub async fn write_unless_answered(&mut self, first: &[u8], second: &[u8]) -> io::Result<bool> {
         let total = first.len() + second.len();
         let mut done = 0;
         while done < total {
             let count = poll_fn(|cx| {
-                if let Poll::Ready(count) = poll_write(&mut self.stream, cx, first, second, done)? {
+                if let Poll::Ready(count) = poll_write(&mut self.stream, cx, [first, second, &[]], done)? {
                     return Poll::Ready(Ok(Some(count)));
                 }
                 match self.poll_fill(cx) {
@@ -126,13 +126,21 @@ impl Wire {
     }
 }
 
-fn poll_write(stream: &mut Stream, cx: &mut Context<'_>, first: &[u8], second: &[u8], done: usize) -> Poll<io::Result<usize>> {
-    let a = &first[done.min(first.len())..];
-    let b = &second[done.saturating_sub(first.len()).min(second.len())..];
-    let poll = match (a.is_empty(), b.is_empty()) {
-        (false, false) => Pin::new(stream).poll_write_vectored(cx, &[IoSlice::new(a), IoSlice::new(b)]),
-        (true, _) => Pin::new(stream).poll_write(cx, b),
-        (_, true) => Pin::new(stream).poll_write(cx, a),
+fn poll_write(stream: &mut Stream, cx: &mut Context<'_>, parts: [&[u8]; 3], done: usize) -> Poll<io::Result<usize>> {
+    let mut skip = done;
+    let mut left = [IoSlice::new(&[]); 3];
+    let mut count = 0;
+    for part in parts {
+        let rest = &part[skip.min(part.len())..];
+        skip = skip.saturating_sub(part.len());
+        if !rest.is_empty() {
+            left[count] = IoSlice::new(rest);
+            count += 1;
+        }
+    }
+    let poll = match &left[..count] {
+        [one] => Pin::new(stream).poll_write(cx, one),
+        several => Pin::new(stream).poll_write_vectored(cx, several),
     };
     match poll {
         Poll::Ready(Ok(0)) => Poll::Ready(Err(io::ErrorKind::WriteZero.into())),

@@ -354,7 +354,7 @@ impl<D: Downstream> Work<'_, D> {
         let early = upstream.received.split().freeze();
         upstream.deadline.set(std::time::Duration::from_secs(30));
         let begun = async {
-            upstream.write_all(&raw.received, &[]).await?;
+            upstream.write_all([&raw.received, &[], &[]]).await?;
             tokio::io::AsyncWriteExt::write_all(raw.stream, &early).await?;
             tokio::io::AsyncWriteExt::flush(raw.stream).await
         };
