@@ -6,7 +6,9 @@
 mod correlation_id;
 mod cors;
 mod cookies;
+mod http_log;
 mod idempotency;
+mod logging;
 mod pairs;
 mod rate_limiting;
 mod request_transformer;
@@ -38,6 +40,7 @@ static KINDS: &[Kind] = &[
     kind::<request_transformer::Config>(),
     kind::<response_transformer::Config>(),
     kind::<prometheus::Config>(),
+    kind::<http_log::Config>(),
     kind::<response_cache::Config>(),
 ];
 
@@ -226,6 +229,7 @@ mod tests {
                 (800, "response-transformer"),
                 (100, "response-cache"),
                 (13, "prometheus"),
+                (12, "http-log"),
             ]
         );
     }
@@ -265,6 +269,7 @@ mod tests {
                 "request-transformer" => ([200, 200], Some(format!("{} {}", get.target(), get.sent("x-user")))),
                 "response-transformer" => ([200, 200], told("x-content-type-options")),
                 "prometheus" => ([200, 200], rig.environment.metrics.text(&rig.environment).contains("kong_datastore_reachable 1").then(|| "metrics".into())),
+                "http-log" => ([200, 200], get.cx.log_view.as_ref().map(|v| v.uri.to_string())),
                 "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
                 other => panic!("{other} has no line here"),
             };
@@ -278,6 +283,7 @@ mod tests {
                 "request-transformer" => "/v2/items?pageNumber=2&x=1&source=web guest",
                 "response-transformer" => "nosniff",
                 "prometheus" => "metrics",
+                "http-log" => "/a?page=2&x=1",
                 _ => "cache:GET:/a?page=2",
             };
             assert_eq!(shown.as_deref(), Some(expected), "{}", page.name);

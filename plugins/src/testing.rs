@@ -14,6 +14,8 @@ use weir_gateway::{
 };
 use weir_store::Store;
 
+pub(crate) mod sink;
+
 /// How the upstream ends its answer.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Upstream {
