@@ -289,13 +289,14 @@ impl Fill {
         if self.hit(key, entry.tag_lines()).is_some() || keep.is_zero() {
             return self.give_back(held, Ended::Nothing).await;
         }
-        let mut stored = self.write_fenced(key, entry.raw().clone(), keep, &held).await && engine.enter(key, entry, keep).await;
+        let value = entry.raw().clone();
+        let mut stored = self.write_fenced(key, value.clone(), keep, &held).await && engine.enter(key, entry, keep).await;
         if let Some(spec) = spec {
             let primary = StoredKey { variant: "".into(), ..key.clone() };
             let value = codec::encode_spec(&primary.text(), spec);
             stored &= self.write_fenced(&primary, value, SPEC_TIME.max(keep), &held).await;
         }
-        if stored && let Some(put) = Put::of(key, entry.tag_lines(), entry.raw()) {
+        if stored && let Some(put) = Put::of(key, entry.tag_lines(), &value) {
             engine.recent.put(put);
         }
         if self.hit(key, entry.tag_lines()).is_some() {
