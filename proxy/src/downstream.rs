@@ -52,7 +52,7 @@ pub trait Downstream: Send {
     /// The next piece of the request body; `None` at its end. Dropping the future loses nothing.
     fn read(&mut self) -> impl Future<Output = Result<Option<Bytes>, ClientError>> + Send;
 
-    /// Returns when the client has vanished (reset); a client that only finished sending has not. Dropping the future loses nothing.
+    /// Returns when the client has vanished: reset, or silent for a while after it finished sending. Dropping the future loses nothing.
     fn gone(&mut self) -> impl Future<Output = ()> + Send;
 
     /// Writes the head. It may wait in a buffer until the first piece of the body.

@@ -17,6 +17,8 @@ use std::{
     time::Duration,
 };
 
+/// A client that finished sending may still read (a half-closed connection), but most have left. So long it is given an upstream's silence.
+const HALF_CLOSED: Duration = Duration::from_secs(10);
 /// Bytes of a request body that are read and dropped after an answer, so that the connection can be used again.
 const DRAIN: u64 = 64 * 1024;
 
@@ -261,11 +263,15 @@ impl Downstream for H1<'_> {
     }
 
     async fn gone(&mut self) {
+        self.wire.deadline.set(HALF_CLOSED);
         poll_fn(|cx| {
             // One buffer of what comes next is read ahead; then the client has to wait.
             while !self.half_closed && self.wire.received.len() < 16 * 1024 {
                 match self.wire.poll_fill(cx) {
-                    Poll::Ready(Ok(0)) => self.half_closed = true,
+                    Poll::Ready(Ok(0)) => {
+                        self.half_closed = true;
+                        self.wire.deadline.set(HALF_CLOSED);
+                    }
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(_)) => {
                         self.state = State::Broken;
@@ -274,7 +280,7 @@ impl Downstream for H1<'_> {
                     Poll::Pending => break,
                 }
             }
-            Poll::Pending
+            if self.half_closed && self.wire.deadline.poll_expired(cx) { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }

@@ -160,7 +160,19 @@ impl<D: Downstream> Work<'_, D> {
                 chain.end(&mut self.cx, Ending::Broken).await;
                 break;
             }
-            match body.chunk().await {
+            let arrived = if client.is_ok() && !self.cx.must_complete {
+                tokio::select! {
+                    biased;
+                    arrived = body.chunk() => arrived,
+                    () = self.down.gone() => {
+                        client = Err(ClientError::Gone);
+                        continue;
+                    }
+                }
+            } else {
+                body.chunk().await
+            };
+            match arrived {
                 Ok(Some(mut piece)) => {
                     chain.body(&mut self.cx, &mut piece, false);
                     if holds {
