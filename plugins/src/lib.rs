@@ -13,6 +13,7 @@ mod pairs;
 mod rate_limiting;
 mod request_transformer;
 mod prometheus;
+mod proxy_cache;
 mod response_cache;
 mod response_transformer;
 mod template;
@@ -39,6 +40,7 @@ static KINDS: &[Kind] = &[
     kind::<idempotency::Config>(),
     kind::<request_transformer::Config>(),
     kind::<response_transformer::Config>(),
+    kind::<proxy_cache::Config>(),
     kind::<prometheus::Config>(),
     kind::<http_log::Config>(),
     kind::<response_cache::Config>(),
@@ -227,6 +229,7 @@ mod tests {
                 (905, "idempotency"),
                 (801, "request-transformer"),
                 (800, "response-transformer"),
+                (100, "proxy-cache"),
                 (100, "response-cache"),
                 (13, "prometheus"),
                 (12, "http-log"),
@@ -270,7 +273,7 @@ mod tests {
                 "response-transformer" => ([200, 200], told("x-content-type-options")),
                 "prometheus" => ([200, 200], rig.environment.metrics.text(&rig.environment).contains("kong_datastore_reachable 1").then(|| "metrics".into())),
                 "http-log" => ([200, 200], get.cx.log_view.as_ref().map(|v| v.uri.to_string())),
-                "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
+                "proxy-cache" | "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
                 other => panic!("{other} has no line here"),
             };
             assert_eq!([get.status(), post.status()], statuses, "{}", page.name);

@@ -123,34 +123,47 @@ tags: [catalogue]
             max_wait: self.max_wait.get(),
             client_cache_control: None,
         };
-        Ok(Rules { policy, shared: self.shared, session_cookies: self.session_cookies, query: self.query, vary, by_host: self.by_host })
+        Ok(Rules {
+            policy,
+            shared: self.shared,
+            session_cookies: self.session_cookies,
+            query: self.query,
+            vary,
+            by_host: self.by_host,
+            fold_case: false,
+            name: Config::NAME,
+        })
     }
 
     fn build(ready: Rules, env: &BuildEnv<'_>, _: &Live) -> Arc<dyn Plugin> {
-        let Rules { mut policy, shared, session_cookies, query, vary, by_host } = ready;
-        policy.name.clone_from(&env.scope);
-        let environment: &Arc<Environment> = env.environment;
-        Arc::new(ResponseCache { policy: Arc::new(policy), shared, session_cookies, query, vary, by_host, engine: environment.cache.clone(), environment: environment.clone() })
+        Arc::new(ResponseCache::new(ready, env))
     }
 }
 
 /// The configuration, checked.
 pub struct Rules {
-    policy: Policy,
-    shared: bool,
-    session_cookies: Vec<String>,
-    query: Option<Vec<String>>,
-    vary: Vec<HeaderName>,
-    by_host: bool,
+    pub(crate) policy: Policy,
+    pub(crate) shared: bool,
+    pub(crate) session_cookies: Vec<String>,
+    pub(crate) query: Option<Vec<String>>,
+    pub(crate) vary: Vec<HeaderName>,
+    pub(crate) by_host: bool,
+    /// Paths that differ only in case are the same.
+    pub(crate) fold_case: bool,
+    /// The plugin's name, for metrics.
+    pub(crate) name: &'static str,
 }
 
-struct ResponseCache {
+/// The plugin; `proxy-cache` stands on it too.
+pub(crate) struct ResponseCache {
     policy: Arc<Policy>,
     shared: bool,
     session_cookies: Vec<String>,
     query: Option<Vec<String>>,
     vary: Vec<HeaderName>,
     by_host: bool,
+    fold_case: bool,
+    name: &'static str,
     engine: Arc<Engine>,
     environment: Arc<Environment>,
 }
@@ -177,8 +190,31 @@ const LONGEST_KEY: usize = 1024;
 const IN_KEY: &AsciiSet = &CONTROLS.add(b' ').add(b'%').add(b'|').add(b'=').add(b'?');
 
 impl ResponseCache {
+    pub(crate) fn new(rules: Rules, env: &BuildEnv<'_>) -> ResponseCache {
+        let Rules { mut policy, shared, session_cookies, query, vary, by_host, fold_case, name } = rules;
+        policy.name.clone_from(&env.scope);
+        let environment: &Arc<Environment> = env.environment;
+        let engine = environment.cache.clone();
+        ResponseCache { policy: Arc::new(policy), shared, session_cookies, query, vary, by_host, fold_case, name, engine, environment: environment.clone() }
+    }
+
+    /// Plans a look-up, or notes why there is none.
+    pub(crate) fn decide(&self, cx: &mut RequestContext, req: &request::Parts, passes: Option<&'static str>) {
+        let Some(reason) = passes else {
+            cx.plan = Some(Plan { key: self.key(cx, req), epoch: self.epoch(cx), policy: self.policy.clone() });
+            cx.state.insert(Decided::Planned);
+            return self.environment.metrics.plugin(self.name, "planned");
+        };
+        cx.report = Some(Report { fwd: Some(if reason == "method" { "method" } else { "bypass" }), detail: Some(reason), ..Report::new(Verdict::Bypass) });
+        cx.state.insert(match req.method.is_safe() {
+            true => Decided::Passed,
+            false => Decided::Unsafe { epoch: self.epoch(cx), key: self.key(cx, req) },
+        });
+        self.environment.metrics.plugin(self.name, "passed");
+    }
+
     /// Why a request does not concern the cache.
-    fn passes(&self, cx: &RequestContext, req: &request::Parts) -> Option<&'static str> {
+    pub(crate) fn passes(&self, cx: &RequestContext, req: &request::Parts) -> Option<&'static str> {
         let has = |name| req.headers.contains_key(name);
         let empty = req.headers.get(header::CONTENT_LENGTH).is_none_or(|v| v == "0");
         match () {
@@ -205,7 +241,10 @@ impl ResponseCache {
         if self.by_host || cx.route.as_ref().is_some_and(|r| r.preserve_host) {
             key.push_str(&cx.client.host);
         }
-        key.push_str(req.uri.path());
+        match self.fold_case {
+            true => key.push_str(&req.uri.path().to_ascii_lowercase()),
+            false => key.push_str(req.uri.path()),
+        }
         if let Some(query) = self.kept_query(req.uri.query()) {
             key.push('?');
             key.push_str(&query);
@@ -243,18 +282,8 @@ impl Plugin for ResponseCache {
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
-        let Some(reason) = self.passes(cx, req) else {
-            cx.plan = Some(Plan { key: self.key(cx, req), epoch: self.epoch(cx), policy: self.policy.clone() });
-            cx.state.insert(Decided::Planned);
-            self.environment.metrics.plugin("response-cache", "planned");
-            return Flow::Continue;
-        };
-        cx.report = Some(Report { fwd: Some(if reason == "method" { "method" } else { "bypass" }), detail: Some(reason), ..Report::new(Verdict::Bypass) });
-        cx.state.insert(match req.method.is_safe() {
-            true => Decided::Passed,
-            false => Decided::Unsafe { epoch: self.epoch(cx), key: self.key(cx, req) },
-        });
-        self.environment.metrics.plugin("response-cache", "passed");
+        let passes = self.passes(cx, req);
+        self.decide(cx, req, passes);
         Flow::Continue
     }
 
@@ -497,6 +526,7 @@ mod tests {
         fn the_order_of_parameters_does_not_matter(mut pairs in proptest::collection::vec("[a-z]{1,3}=[a-z0-9%]{0,3}", 0..6), seed in any::<u64>()) {
             let plugin = ResponseCache {
                 policy: Arc::new(policy()), shared: false, session_cookies: vec![], query: None, vary: vec![], by_host: false,
+                fold_case: false, name: Config::NAME,
                 engine: crate::testing::environment(weir_store::Store::memory()).cache.clone(),
                 environment: crate::testing::environment(weir_store::Store::memory()),
             };

@@ -337,6 +337,11 @@ impl Seen {
         self.sent.as_ref().expect("forwarded").headers.get(name).map(|v| v.to_str().unwrap())
     }
 
+    /// What a plugin put among the answer's extensions.
+    pub fn extension<T: Clone + Send + Sync + 'static>(&self) -> Option<T> {
+        self.parts.extensions.get().cloned()
+    }
+
     /// All values of a header that the upstream got.
     pub fn sent_all(&self, name: &str) -> Vec<&str> {
         self.sent.as_ref().expect("forwarded").headers.get_all(name).iter().map(|v| v.to_str().unwrap()).collect()
