@@ -87,7 +87,12 @@ pub fn run(source: Source, options: LoadOptions, tour: Option<String>) -> anyhow
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     };
-    let store_options = StoreOptions { prefix: document.store.prefix.clone(), deadline: document.store.deadline.get(), ..StoreOptions::default() };
+    let store_options = StoreOptions {
+        prefix: document.store.prefix.clone(),
+        deadline: document.store.deadline.get(),
+        replicas: document.store.replicas.iter().map(|url| url.expose().to_string()).collect(),
+        ..StoreOptions::default()
+    };
     let store = runtime.block_on(Store::open(document.store.url.expose(), &store_options)).context("store")?;
     let environment = environment(store, &document);
     let admin_address = document.admin.listen.clone();

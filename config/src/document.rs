@@ -31,6 +31,9 @@ pub struct StoreConfig {
     pub prefix: String,
     /// The longest that one call may take before Weir goes on without the store.
     pub deadline: Millis,
+    /// Replicas of a standalone Redis that values are read from.
+    #[serde(default)]
+    pub replicas: Vec<Secret>,
 }
 
 /// `edge:` — the door that caches pages.
@@ -526,7 +529,7 @@ pub enum AccessLog {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        StoreConfig { url: Secret::new("memory"), prefix: d_prefix(), deadline: d_store_deadline() }
+        StoreConfig { url: Secret::new("memory"), prefix: d_prefix(), deadline: d_store_deadline(), replicas: vec![] }
     }
 }
 

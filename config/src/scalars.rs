@@ -368,6 +368,8 @@ struct StoreMapping {
     prefix: Option<String>,
     /// The longest that one call may take before Weir goes on without the store.
     deadline: Option<Millis>,
+    /// Replicas of a standalone Redis that values are read from: URLs like `url`. What a replica does not have is asked of the primary.
+    replicas: Option<Vec<Secret>>,
 }
 
 impl<'de> Deserialize<'de> for StoreConfig {
@@ -385,6 +387,7 @@ impl<'de> Deserialize<'de> for StoreConfig {
                 url: mapping.url,
                 prefix: mapping.prefix.unwrap_or(default.prefix),
                 deadline: mapping.deadline.unwrap_or(default.deadline),
+                replicas: mapping.replicas.unwrap_or_default(),
             }),
             Err(_) => Err(D::Error::custom("`memory`, a Redis URL, or a mapping with `url`, is wanted")),
         }

@@ -37,6 +37,8 @@ pub struct StoreOptions {
     pub breaker_failures: u32,
     /// How long the breaker stays open before one probe is let through.
     pub breaker_open: Duration,
+    /// Replicas of a standalone Redis that values are read from: URLs like the store's own.
+    pub replicas: Vec<String>,
 }
 
 impl Default for StoreOptions {
@@ -47,6 +49,7 @@ impl Default for StoreOptions {
             connect_timeout: Duration::from_secs(1),
             breaker_failures: 5,
             breaker_open: Duration::from_millis(500),
+            replicas: Vec::new(),
         }
     }
 }

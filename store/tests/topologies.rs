@@ -236,3 +236,38 @@ async fn a_switch_of_masters_without_a_crash_is_followed() {
     eventually("writes go to the new master", || async { a.counters.add("k2", 1, LONG).await.ok() }).await;
     hears(&mut news, &a, "after").await;
 }
+
+/// A key's value on one server, asked past the store.
+fn there(server: &RedisServer, key: &str) -> bool {
+    server.command(&format!("EXISTS weir:blob:{{{key}}}")).is_ok_and(|answer| answer.trim().ends_with('1'))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn values_are_read_from_a_replica_and_removals_reach_it() {
+    let primary = RedisServer::start();
+    let mut replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &primary.port().to_string()]);
+    let options = StoreOptions { deadline: Duration::from_secs(5), replicas: vec![replica.url()], ..StoreOptions::default() };
+    let store = Store::open(&primary.url(), &options).await.expect("a store");
+    store.blobs.put("page", Bytes::from_static(b"one"), Duration::from_secs(60), None).await.expect("stored");
+    let mut came = false;
+    for _ in 0..1000 {
+        came = there(&replica, "page");
+        if came {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(came, "the replica has it");
+    // Gone from the primary behind the replica's back: only the replica can answer now.
+    replica.command("REPLICAOF NO ONE").expect("cut off");
+    primary.command("DEL weir:blob:{page}").expect("deleted");
+    assert_eq!(store.blobs.get("page").await.expect("answered").map(|b| b.value), Some(Bytes::from_static(b"one")));
+    // A removal that the replica does not confirm: it is not asked any more.
+    store.blobs.delete(&["page".into()]).await.expect("deleted");
+    assert!(there(&replica, "page"));
+    assert_eq!(store.blobs.get("page").await.expect("answered"), None);
+    // What only the primary has is found there; so is everything when the replica is away.
+    store.blobs.put("other", Bytes::from_static(b"two"), Duration::from_secs(60), None).await.expect("stored");
+    replica.kill();
+    assert_eq!(store.blobs.get("other").await.expect("answered").map(|b| b.value), Some(Bytes::from_static(b"two")));
+}

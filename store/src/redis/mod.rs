@@ -19,10 +19,11 @@ mod index;
 mod keys;
 mod ledger;
 mod link;
+mod replicas;
 mod scripts;
 mod url;
 
-use crate::{Health, Store, StoreError, StoreOptions, StoreTotals};
+use crate::{Blobs, Health, Store, StoreError, StoreOptions, StoreTotals};
 use std::sync::Arc;
 
 /// Opens the store. Waits for the end of the first attempt to connect, good or bad, so for the connect timeout at most (twice
@@ -40,8 +41,12 @@ pub(crate) async fn open(url: &str, options: &StoreOptions) -> Result<Store, Sto
     let ended = format!("{}ledger-ended:{}", options.prefix, link.connector.target.db);
     let ends = bus::Ends { channel: ended.clone(), waiters: waiters.clone() };
     let calls = Arc::new(calls::RedisCalls(link.clone()));
+    let blobs: Arc<dyn Blobs> = match replicas(&link.connector.target, options).await? {
+        none if none.is_empty() => calls.clone(),
+        some => Arc::new(replicas::ReplicaReads::new(calls.clone(), some)),
+    };
     Ok(Store {
-        blobs: calls.clone(),
+        blobs,
         index: Arc::new(index::RedisIndex::new(link.clone())),
         locks: calls.clone(),
         counters: calls,
@@ -49,6 +54,22 @@ pub(crate) async fn open(url: &str, options: &StoreOptions) -> Result<Store, Sto
         bus: Arc::new(bus::RedisBus::start(link.clone(), ends)),
         health: Arc::new(RedisHealth(link)),
     })
+}
+
+/// Connections to the replicas that `options` names.
+async fn replicas(primary: &url::Target, options: &StoreOptions) -> Result<Vec<calls::RedisCalls>, StoreError> {
+    if !options.replicas.is_empty() && primary.kind != url::Kind::Standalone {
+        return Err(StoreError::Url("replicas can be named beside a standalone server only".into()));
+    }
+    let mut links = Vec::new();
+    for url in &options.replicas {
+        let target = url::Target::parse(url)?;
+        if target.kind != url::Kind::Standalone {
+            return Err(StoreError::Url("a replica is a standalone server".into()));
+        }
+        links.push(calls::RedisCalls(link::Link::start(connect::Connector::new(target, options), options.clone()).await));
+    }
+    Ok(links)
 }
 
 struct RedisHealth(Arc<link::Link>);
