@@ -3,14 +3,19 @@
 //! ```text
 //! "WEIR" | version 1 | kind 1 | key length 4 | key | checksum 8 over all before it and the section after it
 //! entry:  status 2 | flags 2 | response 8 | initial age 8 | lifetime 8 | swr 8 | sie 8 | fetch 8
-//!         | head length 4 | hidden length 4 | tags length 4 | body length 8 | checksum 8 | head | hidden | tags | body
+//!         | head length 4 | hidden length 4 | tags length 4 | body length 8 | checksum 8
+//!         | packed length 4 | br, zstd, gzip length 4 each | head | hidden | tags | body | br | zstd | gzip
 //! spec:   generation 8 | names length 4 | checksum 8 | names, one a line
 //! pass:   until 8 | checksum 8
 //! ```
 //!
+//! A packed length other than 0: the body lies there as a zstd frame of that length, which gives the body length; if it is all ones, the
+//! body is what the zstd variant gives. In memory bodies are never packed. The heads of the variants are made from the head.
+//!
 //! What can not be read, or belongs to another key, counts as absent.
 
 use crate::{
+    encode::{self, Bodies},
     entry::{Entry, Meta, field_lines, lines},
     fields,
     vary::Spec,
@@ -20,12 +25,20 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use std::sync::Arc;
 
 const MAGIC: &[u8; 4] = b"WEIR";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const ENTRY: u8 = 1;
 /// Bytes between the length of the tags and the checksum.
 const AFTER_TAGS: usize = 8;
+/// Bytes between the checksum and the head.
+const AFTER_SUM: usize = 16;
 const SPEC: u8 = 2;
 const PASS: u8 = 3;
+/// Packed length: the zstd variant is the packed body.
+const AS_ZSTD: u32 = u32::MAX;
+/// A body shorter than this is not packed.
+const PACK_FROM: usize = 4096;
+/// The largest body that [`decode`] unpacks.
+pub const MAX_UNPACKED: u64 = 256 << 20;
 
 /// What a value in the store says.
 #[derive(Debug)]
@@ -59,6 +72,9 @@ pub enum Unreadable {
     /// The head has a line that is no field, or a field that must not be stored.
     #[error("head can not be used")]
     Head,
+    /// The packed body does not give what was promised.
+    #[error("body can not be unpacked")]
+    Packed,
 }
 
 fn begin(kind: u8, key: &str, capacity: usize) -> Vec<u8> {
@@ -71,31 +87,64 @@ fn begin(kind: u8, key: &str, capacity: usize) -> Vec<u8> {
 }
 
 /// Puts an entry together in one buffer.
-pub(crate) fn assemble(key: &str, meta: Meta, head: &[u8], hidden: &[u8], tags: &[u8], body: &[Bytes]) -> Entry {
+pub(crate) fn assemble(key: &str, meta: Meta, parts: [&[u8]; 3], body: &[Bytes], bodies: &Bodies) -> Entry {
     let length: usize = body.iter().map(Bytes::len).sum();
-    let mut out = begin(ENTRY, key, 80 + head.len() + hidden.len() + tags.len() + length);
+    let raw = write(key, &meta, parts, length, 0, body, bodies);
+    let from = raw.len() - length - bodies.iter().map(Bytes::len).sum::<usize>() - parts.iter().map(|part| part.len()).sum::<usize>();
+    let mut at = from;
+    let mut next = |length: usize| {
+        at += length;
+        raw.slice(at - length..at)
+    };
+    let [head, hidden, tags] = parts.map(|part| next(part.len()));
+    let body = next(length);
+    let bodies = Bodies::from_each(|coding| next(bodies.of(coding).len()));
+    Entry::from_parts(meta, raw.clone(), head, hidden, tags, body, &bodies)
+}
+
+fn write(key: &str, meta: &Meta, parts: [&[u8]; 3], length: usize, packed: u32, body: &[Bytes], bodies: &Bodies) -> Bytes {
+    let after = parts.iter().map(|part| part.len()).sum::<usize>() + body.iter().chain(bodies.iter()).map(Bytes::len).sum::<usize>();
+    let mut out = begin(ENTRY, key, 96 + after);
     out.extend_from_slice(&meta.status.to_le_bytes());
     out.extend_from_slice(&meta.flags.to_le_bytes());
     for number in [meta.response_ms, meta.initial_age_ms, meta.lifetime_ms, meta.swr_ms, meta.sie_ms, meta.fetch_ms] {
         out.extend_from_slice(&number.to_le_bytes());
     }
-    for part in [head, hidden, tags] {
+    for part in parts {
         out.extend_from_slice(&(part.len() as u32).to_le_bytes());
     }
     out.extend_from_slice(&(length as u64).to_le_bytes());
+    let [head, hidden, tags] = parts;
     let sum = checksum(&[&out, head, hidden, tags]);
     out.extend_from_slice(&sum.to_le_bytes());
-    let from = out.len();
-    for part in [head, hidden, tags] {
+    // After the checksum: up to there, an entry begins alike whether it is packed or not.
+    out.extend_from_slice(&packed.to_le_bytes());
+    for body in bodies.iter() {
+        out.extend_from_slice(&(body.len() as u32).to_le_bytes());
+    }
+    for part in parts.into_iter().chain(body.iter().chain(bodies.iter()).map(|piece| &piece[..])) {
         out.extend_from_slice(part);
     }
-    for piece in body {
-        out.extend_from_slice(piece);
+    out.into()
+}
+
+/// The entry with its body packed, if that makes it smaller; else as it is. For a store at the other end of a wire.
+pub(crate) fn pack(key: &str, entry: &Entry) -> Bytes {
+    let body = entry.body();
+    if body.len() < PACK_FROM {
+        return entry.raw().clone();
     }
-    let raw = Bytes::from(out);
-    let (a, b) = (from + head.len(), from + head.len() + hidden.len());
-    let c = b + tags.len();
-    Entry::from_parts(meta, raw.clone(), raw.slice(from..a), raw.slice(a..b), raw.slice(b..c), raw.slice(c..))
+    let parts = [&entry.head()[..], &entry.hidden, &entry.tags];
+    let bodies = entry.bodies();
+    if !bodies.zstd.is_empty() {
+        return write(key, entry.meta(), parts, body.len(), AS_ZSTD, &[], &bodies);
+    }
+    match encode::pack(body) {
+        Some(packed) if packed.len() < body.len() - body.len() / 16 => {
+            write(key, entry.meta(), parts, body.len(), packed.len() as u32, &[packed], &bodies)
+        }
+        _ => entry.raw().clone(),
+    }
 }
 
 /// A spec for the store.
@@ -119,7 +168,7 @@ pub fn encode_pass(key: &str, until_ms: u64) -> Bytes {
     out.into()
 }
 
-/// Reads a value that was found under `key`. Copies nothing; the slices keep `raw` alive.
+/// Reads a value that was found under `key`. Copies nothing unless the body is packed; the slices keep `raw` alive.
 ///
 /// Errors: [`Unreadable`] for anything that this version did not write for this key. Never panics, whatever the bytes.
 pub fn decode(key: &str, raw: &Bytes) -> Result<Stored, Unreadable> {
@@ -133,7 +182,7 @@ pub fn decode(key: &str, raw: &Bytes) -> Result<Stored, Unreadable> {
         return Err(Unreadable::Key);
     }
     match kind {
-        ENTRY => reader.entry(),
+        ENTRY => reader.entry(key),
         SPEC => reader.spec(),
         PASS => {
             let until_ms = reader.u64()?;
@@ -169,6 +218,7 @@ pub(crate) fn restamp(raw: &Bytes, change: impl FnOnce(&mut Meta)) -> Option<(By
     let numbers = reader.at;
     reader.take(8).ok()?;
     let start = reader.at;
+    reader.take(AFTER_SUM).ok()?;
     // Head, hidden part and tags are under the checksum too.
     let covered = reader.take(lengths.iter().map(|length| *length as usize).sum()).ok()?;
     change(&mut meta);
@@ -243,24 +293,41 @@ impl<'a> Reader<'a> {
         if self.at == self.raw.len() { Ok(()) } else { Err(Unreadable::Length) }
     }
 
-    fn entry(mut self) -> Result<Stored, Unreadable> {
+    fn entry(mut self, key: &str) -> Result<Stored, Unreadable> {
         let meta = self.meta()?;
         let (head, hidden, tags) = (self.u32()? as usize, self.u32()? as usize, self.u32()? as usize);
-        let body = usize::try_from(self.u64()?).map_err(|_| Unreadable::Length)?;
+        let length = usize::try_from(self.u64()?).map_err(|_| Unreadable::Length)?;
         let numbers = self.at;
         self.at += 8;
+        let packed = self.u32()?;
+        let variants = [self.u32()?, self.u32()?, self.u32()?];
         let (head, hidden, tags) = (self.part(head)?, self.part(hidden)?, self.part(tags)?);
-        let body = self.part(body)?;
+        let body = self.part(match packed {
+            0 => length,
+            AS_ZSTD => 0,
+            packed => packed as usize,
+        })?;
+        let [br, zstd, gzip] = variants.map(|length| self.part(length as usize));
+        let bodies = Bodies { br: br?, zstd: zstd?, gzip: gzip? };
         self.end()?;
         self.at = numbers;
         self.check(&[&head, &hidden, &tags])?;
-        if StatusCode::from_u16(meta.status).is_err() || !head_is_sound(&head, &meta, body.len()) || !fields_are_sound(&hidden) {
+        if StatusCode::from_u16(meta.status).is_err() || !head_is_sound(&head, &meta, length) || !fields_are_sound(&hidden) {
             return Err(Unreadable::Head);
         }
         if std::str::from_utf8(&tags).is_err() {
             return Err(Unreadable::Head);
         }
-        Ok(Stored::Entry(Entry::from_parts(meta, self.raw.clone(), head, hidden, tags, body).into()))
+        if packed == 0 {
+            return Ok(Stored::Entry(Entry::from_parts(meta, self.raw.clone(), head, hidden, tags, body, &bodies).into()));
+        }
+        if length as u64 > MAX_UNPACKED {
+            return Err(Unreadable::Packed);
+        }
+        let frame = if packed == AS_ZSTD { &bodies.zstd } else { &body };
+        let body = encode::unpack(frame, length).ok_or(Unreadable::Packed)?;
+        // One buffer again, and nothing of the packed form kept alive.
+        Ok(Stored::Entry(assemble(key, meta, [&head, &hidden, &tags], &[body], &bodies).into()))
     }
 
     fn spec(mut self) -> Result<Stored, Unreadable> {

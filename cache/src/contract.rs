@@ -47,6 +47,8 @@ pub struct Policy {
     pub max_wait: Duration,
     /// Replaces the response's `Cache-Control` towards clients, if set (pages: `public, max-age=0, must-revalidate`).
     pub client_cache_control: Option<HeaderValue>,
+    /// Whether responses that compress well are kept in br, zstd and gzip too, and answered in what `Accept-Encoding` likes best.
+    pub encode: bool,
 }
 
 /// Who decides how long a response is fresh.

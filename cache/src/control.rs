@@ -167,7 +167,7 @@ pub fn seconds(text: &str) -> Option<Duration> {
 }
 
 /// Splits a `Cache-Control` value. Names come in lower case; arguments without quotes. Never fails: odd pieces are directives that nobody knows.
-fn directives(text: &str) -> Vec<(String, Option<String>)> {
+pub(crate) fn directives(text: &str) -> Vec<(String, Option<String>)> {
     let mut all = Vec::new();
     let mut rest = text;
     loop {

@@ -3,6 +3,7 @@
 use crate::{
     CacheRequest, Entry, Fetch, Outcome, Plan, Stats, StatsSnapshot,
     clock::Clock,
+    encoder::Encoder,
     flight::Flights,
     memory::{Memory, Slot},
     recent::Recent,
@@ -24,11 +25,13 @@ pub struct EngineOptions {
     pub memory_bytes: u64,
     /// What time it is.
     pub clock: Clock,
+    /// Whether bodies above 4 KB are packed (zstd) in a store at the other end of a wire. The embedded store keeps the bytes that memory has.
+    pub store_zstd: bool,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { memory_bytes: 256 << 20, clock: Clock::system() }
+        EngineOptions { memory_bytes: 256 << 20, clock: Clock::system(), store_zstd: true }
     }
 }
 
@@ -37,6 +40,9 @@ pub struct Engine {
     /// Tells this instance's messages from others'.
     pub(crate) id: u64,
     pub(crate) store: Store,
+    /// Whether bodies are packed for the store.
+    pub(crate) packs: bool,
+    pub(crate) encoder: Encoder,
     pub(crate) memory: Memory,
     pub(crate) clock: Clock,
     pub(crate) stats: Stats,
@@ -55,6 +61,8 @@ impl Engine {
     pub fn new(store: Store, options: EngineOptions) -> Arc<Engine> {
         Arc::new(Engine {
             id: fastrand::u64(..),
+            packs: options.store_zstd && store.health.kind() != "memory",
+            encoder: Encoder::new(),
             store,
             memory: Memory::new(options.memory_bytes),
             clock: options.clock,
@@ -68,7 +76,7 @@ impl Engine {
     }
 
     /// The entry under a primary key in memory, whatever its age; no variants, no waiting, nothing allocated or copied. The caller
-    /// looks at [`Entry::is_fresh`] and [`Entry::wants_early_refresh`], counts what it serves with [`Engine::count_hit`], and
+    /// chooses an encoding with [`Entry::pick`], looks at [`Entry::is_fresh`] and [`Entry::wants_early_refresh`], counts what it serves with [`Engine::count_hit`], and
     /// sends everything else through [`Engine::serve`].
     #[inline]
     pub fn peek(&self, epoch: &str, key: &str) -> Option<Arc<Entry>> {

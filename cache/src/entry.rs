@@ -2,7 +2,9 @@
 //! as ready-made HTTP/1.1 bytes, so that a hit writes head, `Age` and body without building anything.
 
 use crate::{
-    Gate, Policy, codec, fields,
+    Gate, Policy, codec,
+    encode::{self, Accepted, Bodies, Coding, Variant},
+    fields,
     memory::StoredKey,
     policy::Terms,
 };
@@ -21,13 +23,17 @@ pub(crate) const MADE_ETAG: u16 = 1;
 pub(crate) const REPLACED_CONTROL: u16 = 2;
 /// A client's `max-stale` does not apply (`must-revalidate`, `proxy-revalidate`, `s-maxage`; RFC 9111 section 4.2.4).
 pub(crate) const NO_MAX_STALE: u16 = 4;
+/// There are to be variants of the body in other encodings.
+pub(crate) const ENCODE: u16 = 8;
+/// The variants were made; those that are missing were not worth it.
+pub(crate) const ENCODED: u16 = 16;
 
 /// The numbers of an entry. All times in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Meta {
     /// Status code.
     pub status: u16,
-    /// `MADE_ETAG`, `REPLACED_CONTROL`, `NO_MAX_STALE`.
+    /// `MADE_ETAG`, `REPLACED_CONTROL`, `NO_MAX_STALE`, `ENCODE`, `ENCODED`.
     pub flags: u16,
     /// When the response came, since 1970.
     pub response_ms: u64,
@@ -48,11 +54,11 @@ pub struct Meta {
 pub struct Entry {
     pub(crate) meta: Meta,
     pub(crate) raw: Bytes,
-    pub(crate) head: Bytes,
     pub(crate) hidden: Bytes,
     pub(crate) tags: Bytes,
-    pub(crate) body: Bytes,
-    pub(crate) etag: Option<Bytes>,
+    identity: Variant,
+    /// The other encodings, smallest first.
+    variants: Vec<Variant>,
     pub(crate) last_modified: Option<u64>,
     hold_until_ms: AtomicU64,
     /// At this age it is stale, whatever its lifetime: a soft purge. All ones: none came.
@@ -75,6 +81,8 @@ pub struct Draft<'a> {
     pub policy: &'a Policy,
     /// How long the fetch took.
     pub fetch: Duration,
+    /// What was stored before: if its body is the same, its encoded variants go on.
+    pub prior: Option<&'a Entry>,
 }
 
 impl Draft<'_> {
@@ -97,6 +105,17 @@ impl Draft<'_> {
             split.shown.insert(header::DATE, fields::format_date(self.terms.response_ms / 1000));
         }
         let length: usize = self.body.iter().map(Bytes::len).sum();
+        let mut bodies = Bodies::default();
+        if encode::negotiated(self.policy, self.headers) {
+            fields::add_vary(&mut split.shown, header::ACCEPT_ENCODING);
+            if encode::worth_it(length) {
+                flags |= ENCODE;
+                if let Some(prior) = self.prior.filter(|prior| prior.is_encoded() && same(prior.body(), self.body)) {
+                    flags |= ENCODED;
+                    bodies = prior.bodies();
+                }
+            }
+        }
         let head = write_head(self.status, &split.shown, length);
         let mut hidden = Vec::new();
         fields::write_fields(&mut hidden, &split.hidden);
@@ -111,17 +130,85 @@ impl Draft<'_> {
             fetch_ms: millis(self.fetch),
         };
         let tags = tags_of(self.headers, &self.policy.tags).join("\n");
-        codec::assemble(&self.key.text(), meta, &head, &hidden, tags.as_bytes(), self.body)
+        codec::assemble(&self.key.text(), meta, [&head, &hidden, tags.as_bytes()], self.body, &bodies)
     }
 }
 
 impl Entry {
-    pub(crate) fn from_parts(meta: Meta, raw: Bytes, head: Bytes, hidden: Bytes, tags: Bytes, body: Bytes) -> Entry {
-        let find = |name: &HeaderName| lines(&head).find(|(found, _)| found.eq_ignore_ascii_case(name.as_str().as_bytes()));
-        let etag = find(&header::ETAG).map(|(_, value)| head.slice_ref(value));
-        let last_modified = find(&header::LAST_MODIFIED)
+    pub(crate) fn from_parts(meta: Meta, raw: Bytes, head: Bytes, hidden: Bytes, tags: Bytes, body: Bytes, bodies: &Bodies) -> Entry {
+        let last_modified = lines(&head)
+            .find(|(name, _)| name.eq_ignore_ascii_case(header::LAST_MODIFIED.as_str().as_bytes()))
             .and_then(|(_, value)| std::str::from_utf8(value).ok().and_then(fields::parse_date));
-        Entry { meta, raw, head, hidden, tags, body, etag, last_modified, hold_until_ms: AtomicU64::new(0), stale_age_ms: AtomicU64::new(u64::MAX) }
+        let identity = Variant::identity(head, body);
+        let variants = Variant::all(&identity, bodies);
+        Entry { meta, raw, hidden, tags, identity, variants, last_modified, hold_until_ms: AtomicU64::new(0), stale_age_ms: AtomicU64::new(u64::MAX) }
+    }
+
+    /// This entry with encoded variants of its body.
+    pub(crate) fn with_variants(&self, key: &StoredKey, bodies: &Bodies) -> Entry {
+        let meta = Meta { flags: self.meta.flags | ENCODED, ..self.meta };
+        let body = [self.body().clone()];
+        let entry = codec::assemble(&key.text(), meta, [self.head(), &self.hidden, &self.tags], &body, bodies);
+        entry.hold(self.hold_until_ms.load(Ordering::Relaxed));
+        entry.stale_age_ms.store(self.stale_age_ms.load(Ordering::Relaxed), Ordering::Relaxed);
+        entry
+    }
+
+    /// Whether the variants are still to be made.
+    pub(crate) fn wants_variants(&self) -> bool {
+        self.meta.flags & (ENCODE | ENCODED) == ENCODE
+    }
+
+    /// Whether the variants were made.
+    pub(crate) fn is_encoded(&self) -> bool {
+        self.meta.flags & ENCODED != 0
+    }
+
+    /// The encoded bodies.
+    pub(crate) fn bodies(&self) -> Bodies {
+        let of = |coding: Coding| self.variants.iter().find(|variant| variant.coding == coding).map(|variant| variant.body.clone());
+        Bodies::from_each(|coding| of(coding).unwrap_or_default())
+    }
+
+    /// The variant for a client that sent this `Accept-Encoding` (all its lines joined with commas; `None`: none was sent). Of those that the
+    /// client likes best, the smallest; identity where nothing else is left. Allocates nothing.
+    #[inline]
+    pub fn pick(&self, accept_encoding: Option<&[u8]>) -> &Variant {
+        self.pick_for(&Accepted::of(accept_encoding))
+    }
+
+    pub(crate) fn pick_for(&self, accepted: &Accepted) -> &Variant {
+        let mut best = (&self.identity, 0);
+        // The first of equals wins: smallest first, identity last.
+        for variant in self.variants() {
+            let weight = accepted.weight(variant.coding);
+            if weight > best.1 {
+                best = (variant, weight);
+            }
+        }
+        best.0
+    }
+
+    /// The variant that the client holds already, by its `If-None-Match` (weak comparison, RFC 9110 section 13.1.2): the one that it would
+    /// get, or another that it accepts. The server may choose among acceptable representations; a 304 with that one's head, `ETag` included,
+    /// says which copy is still good. `None`: send the whole. Allocates nothing.
+    pub fn held(&self, if_none_match: &[u8], accept_encoding: Option<&[u8]>) -> Option<&Variant> {
+        self.held_for(|| std::iter::once(if_none_match), &Accepted::of(accept_encoding))
+    }
+
+    pub(crate) fn held_for<'a, L: Iterator<Item = &'a [u8]>>(&self, lists: impl Fn() -> L, accepted: &Accepted) -> Option<&Variant> {
+        let best = self.pick_for(accepted);
+        let others = self.variants().filter(|variant| accepted.weight(variant.coding) > 0);
+        std::iter::once(best).chain(others).find(|variant| crate::respond::lists_tag(lists(), variant.etag.as_deref()))
+    }
+
+    pub(crate) fn identity(&self) -> &Variant {
+        &self.identity
+    }
+
+    /// All variants: encoded ones, smallest first, then identity.
+    pub fn variants(&self) -> impl Iterator<Item = &Variant> {
+        self.variants.iter().chain(std::iter::once(&self.identity))
     }
 
     /// Status.
@@ -132,22 +219,22 @@ impl Entry {
     /// The head in HTTP/1.1 bytes: status line and all fields with `Content-Length`, each line with CRLF, without `Age`, `Cache-Status`,
     /// `X-Cache-*`, `Connection`, and without the empty line that ends a head.
     pub fn head(&self) -> &Bytes {
-        &self.head
+        &self.identity.head
     }
 
-    /// The whole body.
+    /// The whole body, not encoded.
     pub fn body(&self) -> &Bytes {
-        &self.body
+        &self.identity.body
     }
 
-    /// The entry as it lies in the store.
+    /// All of it in one buffer, as it lies in the store if the body is not packed there.
     pub fn raw(&self) -> &Bytes {
         &self.raw
     }
 
-    /// `ETag`, quotes and `W/` included.
+    /// `ETag` of the body that is not encoded, quotes and `W/` included.
     pub fn etag(&self) -> Option<&Bytes> {
-        self.etag.as_ref()
+        self.identity.etag.as_ref()
     }
 
     /// `Last-Modified`, seconds since 1970.
@@ -172,12 +259,12 @@ impl Entry {
 
     /// The fields of the head as name and value.
     pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        lines(&self.head)
+        lines(self.head())
     }
 
     /// The fields of the head as a map. Values point into the entry.
     pub fn headers(&self) -> HeaderMap {
-        map_of(&self.head)
+        map_of(self.head())
     }
 
     /// The fields as the origin sent them, caching fields included: what a 304 is merged into.
@@ -197,7 +284,7 @@ impl Entry {
     pub fn conditions(&self) -> HeaderMap {
         let mut map = HeaderMap::new();
         if self.meta.flags & MADE_ETAG == 0
-            && let Some(value) = self.etag.clone().and_then(|etag| HeaderValue::from_maybe_shared(etag).ok())
+            && let Some(value) = self.etag().cloned().and_then(|etag| HeaderValue::from_maybe_shared(etag).ok())
         {
             map.insert(header::IF_NONE_MATCH, value);
         }
@@ -209,7 +296,7 @@ impl Entry {
 
     /// Whether the origin gave a validator.
     pub fn has_validator(&self) -> bool {
-        self.last_modified.is_some() || (self.etag.is_some() && self.meta.flags & MADE_ETAG == 0)
+        self.last_modified.is_some() || (self.etag().is_some() && self.meta.flags & MADE_ETAG == 0)
     }
 
     /// When the response came, milliseconds since 1970.
@@ -295,10 +382,23 @@ impl Entry {
         Duration::from_millis(all.saturating_sub(self.age_ms(now_ms)))
     }
 
-    /// Bytes that it holds.
+    /// Bytes that it holds, in all encodings.
     pub fn weight(&self) -> u64 {
-        self.raw.len() as u64
+        let head = |variant: &Variant| (variant.head.len() + size_of::<Variant>()) as u64;
+        self.raw.len() as u64 + self.variants.iter().map(head).sum::<u64>()
     }
+}
+
+/// Whether pieces make up a body.
+fn same(body: &[u8], pieces: &[Bytes]) -> bool {
+    let mut rest = body;
+    for piece in pieces {
+        match rest.strip_prefix(&piece[..]) {
+            Some(after) => rest = after,
+            None => return false,
+        }
+    }
+    rest.is_empty()
 }
 
 /// A strong validator made from the body (RFC 9110 section 8.8.3).
@@ -368,7 +468,7 @@ pub(crate) fn field_lines(fields: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])>
     })
 }
 
-fn map_of(head: &Bytes) -> HeaderMap {
+pub(crate) fn map_of(head: &Bytes) -> HeaderMap {
     let fields = memchr::memchr(b'\n', head).map_or_else(Bytes::new, |end| head.slice(end + 1..));
     map_of_lines(&fields)
 }

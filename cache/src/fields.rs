@@ -80,6 +80,20 @@ pub fn split(headers: &HeaderMap, strip: &[HeaderName], policy: &Policy) -> Spli
     split
 }
 
+/// Adds a name to `Vary`, unless it is there already or `*` is.
+pub fn add_vary(headers: &mut HeaderMap, name: HeaderName) {
+    let text = joined(headers, &header::VARY).unwrap_or_default();
+    let mut names = text.split(',').map(str::trim);
+    if names.any(|there| there == "*" || there.eq_ignore_ascii_case(name.as_str())) {
+        return;
+    }
+    let text = text.trim_matches([' ', '\t', ',']);
+    let grown = if text.is_empty() { name.as_str().to_owned() } else { format!("{text}, {name}") };
+    if let Ok(value) = HeaderValue::from_str(&grown) {
+        headers.insert(header::VARY, value);
+    }
+}
+
 /// Appends `name: value` and CRLF.
 pub fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(name);

@@ -5,6 +5,7 @@ use crate::{
     body::Pushed,
     codec,
     control::{ResponseControl, Scope},
+    encode,
     entry::{Draft, tags_of},
     fields,
     fill::{Fill, Landing},
@@ -39,7 +40,7 @@ impl Fill {
             Ok(terms) => {
                 let key = self.flight.key.clone();
                 let body = [prior.body().clone()];
-                let draft = Draft { key: &key, status: prior.status(), headers: merged, body: &body, terms: &terms, policy: &policy, fetch: began.elapsed() };
+                let draft = Draft { key: &key, status: prior.status(), headers: merged, body: &body, terms: &terms, policy: &policy, fetch: began.elapsed(), prior: Some(prior) };
                 let entry = Arc::new(draft.build());
                 self.remember(&key, &entry);
                 self.settle(Phase::Found(Found { entry: entry.clone(), how: How::Renewed }));
@@ -145,6 +146,9 @@ impl Fill {
                 shown.append(header::CACHE_CONTROL, value.clone());
             }
         }
+        if terms.is_some() && encode::negotiated(&self.plan.policy, &parts.headers) {
+            fields::add_vary(&mut shown, header::ACCEPT_ENCODING);
+        }
         for name in [header::CONTENT_LENGTH, header::AGE] {
             if let Some(value) = parts.headers.get(&name) {
                 shown.insert(name, value.clone());
@@ -206,7 +210,7 @@ impl Fill {
             self.flight.body.finish(Ok(()));
             return self.refuse_late(reason, parts.status.as_u16(), held).await;
         }
-        let draft = Draft { key: &target, status: parts.status, headers: &parts.headers, body: &pieces, terms: &terms, policy: &policy, fetch: began.elapsed() };
+        let draft = Draft { key: &target, status: parts.status, headers: &parts.headers, body: &pieces, terms: &terms, policy: &policy, fetch: began.elapsed(), prior: self.prior.as_deref() };
         let entry = Arc::new(draft.build());
         // Memory first: whoever saw the last byte finds the entry.
         self.remember(&target, &entry);
@@ -305,6 +309,7 @@ impl Fill {
             stored = false;
         }
         self.give_back(held, if stored { Ended::Stored } else { Ended::Nothing }).await;
+        engine.encode_behind(key, entry, false);
     }
 
     /// Writes under the fence of the key's own lock. A fill that learnt on the way which variant it carries holds another key's lock, whose

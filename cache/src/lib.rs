@@ -9,6 +9,7 @@
 //! | [`vary`] | secondary keys |
 //! | [`html`] | the gate for whole pages |
 //! | [`entry`] | a stored response with its ready-made head, and its form in the store |
+//! | [`encode`], `encoder` | content codings; variants made in the background |
 //! | [`respond`] | conditions, ranges, HEAD, `Age` |
 //! | [`memory`] | the tier in this process |
 //! | `serve`, `flight`, `fill`, `keep`, `body` | one request's way; one fill per key, many readers; what becomes of the answer |
@@ -22,6 +23,8 @@ pub mod clock;
 pub mod codec;
 pub mod contract;
 pub mod control;
+pub mod encode;
+mod encoder;
 pub mod engine;
 pub mod entry;
 pub mod fields;

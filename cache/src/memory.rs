@@ -174,6 +174,19 @@ impl Memory {
         self.slots.insert(key.clone(), Slot::Entry(entry.clone()));
     }
 
+    /// Whether this very entry stands under the key.
+    pub(crate) fn holds(&self, key: &StoredKey, entry: &Arc<Entry>) -> bool {
+        let there = self.slots.peek(&KeyRef { epoch: &key.epoch, key: &key.key, variant: &key.variant });
+        matches!(there, Some(Slot::Entry(there)) if Arc::ptr_eq(&there, entry))
+    }
+
+    /// Puts an entry in place of another, if that one still stands there; it is weighed anew.
+    pub(crate) fn swap(&self, key: &StoredKey, old: &Arc<Entry>, new: Arc<Entry>) {
+        if self.holds(key, old) {
+            let _ = self.slots.replace(key.clone(), Slot::Entry(new), true);
+        }
+    }
+
     /// Removes a slot; whether there was one.
     pub fn remove(&self, epoch: &str, key: &str, variant: &str) -> bool {
         self.slots.remove(&KeyRef { epoch, key, variant }).is_some()

@@ -1,6 +1,10 @@
 //! From a stored entry to an answer: conditions (RFC 9110 section 13), ranges (section 14), HEAD, `Age`.
 
-use crate::{Answer, CacheRequest, Entry, Report, fields};
+use crate::{
+    Answer, CacheRequest, Entry, Report,
+    encode::{Accepted, Coding, Variant},
+    fields,
+};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 
@@ -8,23 +12,38 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, hea
 const BODY_FIELDS: [HeaderName; 5] =
     [header::CONTENT_LENGTH, header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CONTENT_LANGUAGE, header::CONTENT_RANGE];
 
-/// Answers a request from an entry.
+/// Answers a request from an entry, in the encoding that the client likes best. Parts of a body are parts of the body that is not encoded: a
+/// client that asks for one gets it from there, or, if it does not take identity, the whole in another encoding.
 pub fn answer(entry: &Entry, request: &CacheRequest, now_ms: u64, report: Report) -> Answer {
-    let mut headers = entry.headers();
-    headers.insert(header::AGE, number(entry.age_ms(now_ms) / 1000));
+    let accepted = Accepted::of_lines(request.headers.get_all(header::ACCEPT_ENCODING).iter().map(HeaderValue::as_bytes));
+    let best = entry.pick_for(&accepted);
+    let fields = |variant: &Variant| {
+        let mut headers = variant.headers();
+        headers.insert(header::AGE, number(entry.age_ms(now_ms) / 1000));
+        headers
+    };
     let status = entry.status();
     if status == StatusCode::OK {
-        if not_modified(&request.headers, &headers, entry.response_ms() / 1000) {
-            return build(StatusCode::NOT_MODIFIED, without_body(headers), Bytes::new(), report);
-        }
-        if request.method == Method::GET
-            && let Some(range) = range_of(&request.headers, &headers, entry.body().len() as u64)
+        // If-None-Match goes before If-Modified-Since (RFC 9110 section 13.2.2).
+        if request.headers.contains_key(header::IF_NONE_MATCH) {
+            let lists = request.headers.get_all(header::IF_NONE_MATCH);
+            if let Some(held) = entry.held_for(|| lists.iter().map(HeaderValue::as_bytes), &accepted) {
+                return build(StatusCode::NOT_MODIFIED, without_body(fields(held)), Bytes::new(), report);
+            }
+        } else if request.headers.contains_key(header::IF_MODIFIED_SINCE)
+            && unmodified_since(&request.headers, &entry.headers(), entry.response_ms() / 1000)
         {
-            return ranged(entry, headers, range, report);
+            return build(StatusCode::NOT_MODIFIED, without_body(fields(best)), Bytes::new(), report);
+        }
+        if request.method == Method::GET && request.headers.contains_key(header::RANGE) && accepted.weight(Coding::Identity) > 0 {
+            let headers = fields(entry.identity());
+            if let Some(range) = range_of(&request.headers, &headers, entry.body().len() as u64) {
+                return ranged(entry, headers, range, report);
+            }
         }
     }
-    let body = if request.method == Method::HEAD { Bytes::new() } else { entry.body().clone() };
-    build(status, headers, body, report)
+    let body = if request.method == Method::HEAD { Bytes::new() } else { best.body.clone() };
+    build(status, fields(best), body, report)
 }
 
 fn build(status: StatusCode, headers: HeaderMap, body: Bytes, report: Report) -> Answer {
@@ -53,16 +72,24 @@ fn number(value: u64) -> HeaderValue {
 /// without `Last-Modified`, the date of the response stands for it (RFC 9111 section 4.3.2).
 pub(crate) fn not_modified(request: &HeaderMap, stored: &HeaderMap, response_time: u64) -> bool {
     if request.contains_key(header::IF_NONE_MATCH) {
-        let etag = stored.get(header::ETAG).map(|value| opaque(value.as_bytes()));
-        return request.get_all(header::IF_NONE_MATCH).iter().any(|value| {
-            value.as_bytes().trim_ascii() == b"*" || etag.is_some_and(|etag| tags(value.as_bytes()).any(|tag| opaque(tag) == etag))
-        });
+        let etag = stored.get(header::ETAG).map(HeaderValue::as_bytes);
+        return lists_tag(request.get_all(header::IF_NONE_MATCH).iter().map(HeaderValue::as_bytes), etag);
     }
+    unmodified_since(request, stored, response_time)
+}
+
+fn unmodified_since(request: &HeaderMap, stored: &HeaderMap, response_time: u64) -> bool {
     let Some(since) = fields::date(request, &header::IF_MODIFIED_SINCE) else { return false };
     let modified = fields::date(stored, &header::LAST_MODIFIED)
         .or_else(|| fields::date(stored, &header::DATE))
         .unwrap_or(response_time);
     modified <= since
+}
+
+/// Whether the lists of `If-None-Match` are `*` or have the tag (weak comparison). Allocates nothing.
+pub(crate) fn lists_tag<'a>(mut lists: impl Iterator<Item = &'a [u8]>, etag: Option<&[u8]>) -> bool {
+    let etag = etag.map(opaque);
+    lists.any(|list| list.trim_ascii() == b"*" || etag.is_some_and(|etag| tags(list).any(|tag| opaque(tag) == etag)))
 }
 
 /// An entity tag without its mark of weakness.

@@ -19,6 +19,7 @@ pub struct Stats {
     pub(crate) fill_errors: AtomicU64,
     pub(crate) revalidated: AtomicU64,
     pub(crate) stored: AtomicU64,
+    pub(crate) encoded: AtomicU64,
     pub(crate) lock_waits: AtomicU64,
     pub(crate) lock_wait_micros: AtomicU64,
     pub(crate) lock_timeouts: AtomicU64,
@@ -57,6 +58,7 @@ impl Stats {
             fill_errors: of(&self.fill_errors),
             revalidated: of(&self.revalidated),
             stored: of(&self.stored),
+            encoded: of(&self.encoded),
             lock_waits: of(&self.lock_waits),
             lock_wait_total: Duration::from_micros(of(&self.lock_wait_micros)),
             lock_timeouts: of(&self.lock_timeouts),
@@ -105,6 +107,8 @@ pub struct StatsSnapshot {
     pub revalidated: u64,
     /// Responses stored.
     pub stored: u64,
+    /// Stored bodies that were encoded here.
+    pub encoded: u64,
     /// Requests that waited for another's fill, in this process or in another.
     pub lock_waits: u64,
     /// Sum of those waits.

@@ -122,6 +122,7 @@ tags: [catalogue]
             lease: Duration::from_secs(10),
             max_wait: self.max_wait.get(),
             client_cache_control: None,
+            encode: true,
         };
         Ok(Rules {
             policy,

@@ -145,6 +145,7 @@ fn compile(rule: &PageRule) -> Page {
         lease: Duration::from_secs(5),
         max_wait: Duration::from_secs(30),
         client_cache_control: Some(HeaderValue::from_static(CLIENT_CONTROL)),
+        encode: true,
     };
     Page { policy: Arc::new(policy), rule: rule.clone() }
 }

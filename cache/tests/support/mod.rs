@@ -173,6 +173,7 @@ pub fn html() -> Policy {
         lease: Duration::from_secs(3),
         max_wait: Duration::from_secs(10),
         client_cache_control: Some(HeaderValue::from_static("public, max-age=0, must-revalidate")),
+        encode: true,
     }
 }
 
@@ -205,7 +206,7 @@ impl Machine {
     }
 
     pub fn with(store: Store, clock: Clock) -> Machine {
-        let engine = Engine::new(store, EngineOptions { memory_bytes: 64 << 20, clock: clock.clone() });
+        let engine = Engine::new(store, EngineOptions { memory_bytes: 64 << 20, clock: clock.clone(), ..EngineOptions::default() });
         Machine { engine, clock }
     }
 
