@@ -32,7 +32,6 @@ pub struct StoreConfig {
     /// The longest that one call may take before Weir goes on without the store.
     pub deadline: Millis,
     /// Replicas of a standalone Redis that values are read from.
-    #[serde(default)]
     pub replicas: Vec<Secret>,
 }
 
