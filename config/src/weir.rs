@@ -188,6 +188,12 @@ fn check_store(cx: &Context<'_>, section: &Node, store: &StoreConfig) {
 
 fn check_edge(cx: &Context<'_>, section: &Node, edge: &Edge, gateway: Option<&Gateway>) {
     let at = |key: &str| section.get(key).unwrap_or(section);
+    if let Some(purge) = &edge.purge {
+        check_networks(cx, at("purge").get("from"), &purge.from);
+        if purge.token.is_empty() && !at("purge").source().broken {
+            cx.error("value", at("purge").get("token").unwrap_or(section).span(), "an empty token would let nobody purge", None);
+        }
+    }
     let origin = at("origin");
     if !origin.source().broken {
         let upstreams: Vec<&str> = gateway.iter().flat_map(|gateway| &gateway.upstreams).map(|upstream| upstream.name.as_str()).collect();
@@ -359,12 +365,17 @@ fn check_warm_up(cx: &Context<'_>, section: &Node, warm_up: &WarmUp, edge: bool,
     }
 }
 
-fn check_server(cx: &Context<'_>, section: &Node, server: &Server) {
-    for (text, node) in server.trusted_proxies.iter().zip(section.get("trusted_proxies").map(Node::items).unwrap_or_default()) {
+/// Addresses and CIDR ranges.
+fn check_networks(cx: &Context<'_>, list: Option<&Node>, texts: &[String]) {
+    for (text, node) in texts.iter().zip(list.map(Node::items).unwrap_or_default()) {
         if text.parse::<ipnet::IpNet>().is_err() && text.parse::<std::net::IpAddr>().is_err() && !node.source().broken {
             cx.error("value", node.span(), "this is not an address or a CIDR range", Some("write it like `10.0.0.0/8`".into()));
         }
     }
+}
+
+fn check_server(cx: &Context<'_>, section: &Node, server: &Server) {
+    check_networks(cx, section.get("trusted_proxies"), &server.trusted_proxies);
     if server.threads > 1024 {
         cx.error("value", section.get("threads").unwrap_or(section).span(), "more than 1024 threads", Some("0 means one per core".into()));
     }
