@@ -3,13 +3,19 @@
 //! A plugin is one file (or folder): its configuration as a struct whose doc comments are its manual, its code, its tests. To add one,
 //! write the file, implement [`Configured`] for its configuration, and add one line to [`KINDS`].
 
+mod acl;
+mod auth;
+mod basic_auth;
 mod correlation_id;
 mod cors;
 mod cookies;
 mod http_log;
 mod idempotency;
+mod jwt;
+mod key_auth;
 mod logging;
 mod pairs;
+mod query;
 mod rate_limiting;
 mod request_transformer;
 mod prometheus;
@@ -36,6 +42,10 @@ static KINDS: &[Kind] = &[
     kind::<correlation_id::Config>(),
     kind::<cors::Config>(),
     kind::<token_validator::Config>(),
+    kind::<jwt::Config>(),
+    kind::<key_auth::Config>(),
+    kind::<basic_auth::Config>(),
+    kind::<acl::Config>(),
     kind::<rate_limiting::Config>(),
     kind::<idempotency::Config>(),
     kind::<request_transformer::Config>(),
@@ -77,13 +87,15 @@ struct Live {
     limits: Arc<rate_limiting::LocalCounters>,
     tokens: token_validator::Memories,
     kong_metrics: std::sync::OnceLock<Arc<prometheus::KongMetrics>>,
+    credentials: auth::Indexes,
+    key_sets: jwt::KeySets,
     /// Of this process.
     ledger: Arc<dyn Ledger>,
 }
 
 impl Default for Live {
     fn default() -> Self {
-        Live { limits: Arc::default(), kong_metrics: Default::default(), tokens: Default::default(), ledger: Store::memory_bounded(0).ledger }
+        Live { limits: Arc::default(), kong_metrics: Default::default(), tokens: Default::default(), credentials: Default::default(), key_sets: Default::default(), ledger: Store::memory_bounded(0).ledger }
     }
 }
 
@@ -224,7 +236,11 @@ mod tests {
             [
                 (100_001, "correlation-id"),
                 (2000, "cors"),
+                (1450, "jwt"),
                 (1450, "token-validator"),
+                (1250, "key-auth"),
+                (1100, "basic-auth"),
+                (950, "acl"),
                 (910, "rate-limiting"),
                 (905, "idempotency"),
                 (801, "request-transformer"),
@@ -266,7 +282,8 @@ mod tests {
             let (statuses, shown) = match page.name {
                 "correlation-id" => ([200, 200], told("x-correlation-id").map(|_| "an id".into())),
                 "cors" => ([200, 200], told("access-control-expose-headers")),
-                "token-validator" => ([401, 401], told("www-authenticate")),
+                "token-validator" | "jwt" | "key-auth" | "basic-auth" => ([401, 401], told("www-authenticate")),
+                "acl" => ([401, 401], get.json()["message"].as_str().map(str::to_owned)),
                 "rate-limiting" => ([200, 200], told("x-ratelimit-remaining-second")),
                 "idempotency" => ([200, 400], Some(post.body.clone())),
                 "request-transformer" => ([200, 200], Some(format!("{} {}", get.target(), get.sent("x-user")))),
@@ -281,6 +298,10 @@ mod tests {
                 "correlation-id" => "an id",
                 "cors" => "X-Cache-Status",
                 "token-validator" => "Bearer realm=\"api\"",
+                "jwt" => "Bearer realm=\"shop\"",
+                "key-auth" => "Key realm=\"shop\"",
+                "basic-auth" => "Basic realm=\"staff\"",
+                "acl" => "Unauthorized",
                 "rate-limiting" => "49",
                 "idempotency" => r#"{"message":"Idempotency-Key is required for this request"}"#,
                 "request-transformer" => "/v2/items?pageNumber=2&x=1&source=web guest",

@@ -9,7 +9,7 @@ use std::sync::{
 };
 use weir_config::{Diagnostic, Node, PluginCatalog, PluginEntry, Span};
 use weir_gateway::{
-    BuildEnv, Chain, Chains, ServiceRuntime, Client, Environment, Identity, Register, RequestContext, Scheme, chain::Link, client::OwnClient, context::{LogView, SeenBody},
+    BuildEnv, Chain, Chains, ServiceRuntime, Client, Consumer, Environment, Identity, Register, RequestContext, Scheme, chain::Link, client::OwnClient, context::{LogView, SeenBody},
     metrics::Metrics, plugin::Ending, upstream::Endpoints,
 };
 use weir_store::Store;
@@ -63,6 +63,22 @@ pub(crate) fn entry(name: &str, config: &str) -> PluginEntry {
     }
 }
 
+/// A consumer without credentials, whose id is `id-of-` and its name.
+pub(crate) fn consumer(username: &str) -> weir_config::Consumer {
+    weir_config::Consumer {
+        id: format!("id-of-{username}"),
+        username: Some(username.into()),
+        custom_id: None,
+        tags: vec![],
+        groups: vec![],
+        consumer_groups: vec![],
+        keys: vec![],
+        basic: vec![],
+        jwt: vec![],
+        span: Span::default(),
+    }
+}
+
 /// The mistakes in a configuration.
 pub(crate) fn errors(name: &str, config: &str) -> Vec<Diagnostic> {
     let found = register().check(name, &entry(name, config).config);
@@ -75,8 +91,18 @@ impl Rig {
         Rig::with(environment(Store::memory()), &register(), plugins)
     }
 
+    /// With these consumers.
+    pub fn of(consumers: Vec<weir_config::Consumer>, plugins: &[(&str, &str)]) -> Rig {
+        Rig::made(environment(Store::memory()), &register(), consumers, plugins)
+    }
+
     pub fn with(environment: Arc<Environment>, register: &Plugins, plugins: &[(&str, &str)]) -> Rig {
-        let env = BuildEnv { environment: &environment, scope: "route:test".into(), consumers: &Arc::default() };
+        Rig::made(environment, register, vec![], plugins)
+    }
+
+    pub fn made(environment: Arc<Environment>, register: &Plugins, consumers: Vec<weir_config::Consumer>, plugins: &[(&str, &str)]) -> Rig {
+        let consumers = consumers.into_iter().enumerate().map(|(index, entity)| Arc::new(Consumer { index, entity })).collect();
+        let env = BuildEnv { environment: &environment, scope: "route:test".into(), consumers: &Arc::new(consumers) };
         let links = plugins
             .iter()
             .map(|(name, config)| {
@@ -243,7 +269,7 @@ pub(crate) fn context() -> RequestContext {
 }
 
 /// A request of the test client, 192.0.2.7.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub(crate) struct Ask {
     request: Request<()>,
     body: Bytes,
