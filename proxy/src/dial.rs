@@ -2,7 +2,10 @@
 //! so that taking one costs no lock.
 
 use crate::wire::Wire;
-use pingora::{connectors::TransportConnector, upstreams::peer::HttpPeer};
+use pingora::{
+    connectors::{ConnectorOptions, TransportConnector},
+    upstreams::peer::HttpPeer,
+};
 use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
@@ -19,6 +22,24 @@ use weir_gateway::{ServiceRuntime, upstream::Endpoint};
 const IDLE: Duration = Duration::from_secs(50);
 /// Idle connections kept a thread and peer.
 const MAX_IDLE: usize = 128;
+
+/// The connector, with the system's root certificates. A machine without any (a bare container) can still reach upstreams in cleartext;
+/// `https` upstreams then fail their verification, one by one and with a reason.
+pub fn connector() -> TransportConnector {
+    // Pingora's own loading ends the program when there are none.
+    match rustls_native_certs::load_native_certs() {
+        Ok(_) => TransportConnector::new(None),
+        Err(error) => {
+            tracing::warn!(%error, "no root certificates: https upstreams can not be verified");
+            let none = std::env::temp_dir().join(format!("weir-no-roots-{}.pem", std::process::id()));
+            let written = std::fs::write(&none, b"");
+            let options = ConnectorOptions { ca_file: written.ok().map(|()| none.display().to_string()), ..ConnectorOptions::new(MAX_IDLE) };
+            let connector = TransportConnector::new(Some(options));
+            let _ = std::fs::remove_file(none);
+            connector
+        }
+    }
+}
 
 /// What makes two connections interchangeable.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -34,7 +34,7 @@ impl Weir {
     pub fn new(document: Document, register: Arc<dyn Register>, environment: Arc<Environment>) -> Result<Arc<Weir>, Vec<Diagnostic>> {
         let access = crate::access::AccessLog::new(document.server.access_log);
         let live = Live::compile(document, &*register, &environment)?;
-        Ok(Arc::new(Weir { environment, live: ArcSwap::from_pointee(live), connector: TransportConnector::new(None), register, access, popular: Default::default() }))
+        Ok(Arc::new(Weir { environment, live: ArcSwap::from_pointee(live), connector: crate::dial::connector(), register, access, popular: Default::default() }))
     }
 
     /// Puts another configuration in force; requests under way finish on the old one. Listeners stay as they are.
