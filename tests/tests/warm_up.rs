@@ -50,7 +50,7 @@ async fn two_instances_warm_once_a_round() {
     let redis = RedisServer::start();
     let shop = Shop::start().await;
     // One round in the life of this test, by whichever instance is first.
-    let config = config(&shop).set("/store", redis.url()).set("/warm_up/every", "1h");
+    let config = config(&shop).set("/store", json!({ "url": redis.url(), "deadline": "20s" })).set("/warm_up/every", "1h");
     let one = Weir::start_as("one", &config).await;
     let two = Weir::start_as("two", &config).await;
     let warmed = async || one.metric("weir_warm_up_requests_total", &[]).await + two.metric("weir_warm_up_requests_total", &[]).await;
@@ -72,7 +72,7 @@ async fn two_instances_warm_once_a_round() {
 async fn two_that_want_to_warm_at_the_same_time_do_it_one_after_the_other() {
     let redis = RedisServer::start();
     let shop = Shop::start().await;
-    let config = config(&shop).set("/store", redis.url()).set("/warm_up/every", "1h");
+    let config = config(&shop).set("/store", json!({ "url": redis.url(), "deadline": "20s" })).set("/warm_up/every", "1h");
     let one = Weir::start_as("one", &config).await;
     let two = Weir::start_as("two", &config).await;
     eventually("the first round is over", async || [&one, &two].iter().any(|w| w.said().contains("warm-up round done")).then_some(())).await;
