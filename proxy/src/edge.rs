@@ -33,7 +33,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         cache_status: edge.config.headers.cache_status,
         strip_site: true,
     };
-    if request.method.as_str() == "PURGE" && edge.config.purge.is_some() {
+    if request.method.as_str() == "PURGE" {
         return purge(work, edge, &request).await;
     }
     let told = classify::classify(&request, &edge.classify);
