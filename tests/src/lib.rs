@@ -10,6 +10,7 @@
 //! Nothing here measures time; [`GUARD`] only keeps a test that would hang from hanging for ever.
 
 mod ask;
+pub mod cache_help;
 mod config;
 mod http1;
 mod process;
