@@ -9,6 +9,7 @@ mod basic_auth;
 mod correlation_id;
 mod cors;
 mod cookies;
+mod file_log;
 mod http_log;
 mod idempotency;
 mod jwt;
@@ -22,6 +23,7 @@ mod prometheus;
 mod proxy_cache;
 mod response_cache;
 mod response_transformer;
+mod tcp_log;
 mod template;
 mod token_validator;
 
@@ -53,6 +55,8 @@ static KINDS: &[Kind] = &[
     kind::<proxy_cache::Config>(),
     kind::<prometheus::Config>(),
     kind::<http_log::Config>(),
+    kind::<file_log::Config>(),
+    kind::<tcp_log::Config>(),
     kind::<response_cache::Config>(),
 ];
 
@@ -249,6 +253,8 @@ mod tests {
                 (100, "response-cache"),
                 (13, "prometheus"),
                 (12, "http-log"),
+                (9, "file-log"),
+                (7, "tcp-log"),
             ]
         );
     }
@@ -289,7 +295,7 @@ mod tests {
                 "request-transformer" => ([200, 200], Some(format!("{} {}", get.target(), get.sent("x-user")))),
                 "response-transformer" => ([200, 200], told("x-content-type-options")),
                 "prometheus" => ([200, 200], rig.environment.metrics.text(&rig.environment).contains("kong_datastore_reachable 1").then(|| "metrics".into())),
-                "http-log" => ([200, 200], get.cx.log_view.as_ref().map(|v| v.uri.to_string())),
+                "http-log" | "file-log" | "tcp-log" => ([200, 200], get.cx.log_view.as_ref().map(|v| v.uri.to_string())),
                 "proxy-cache" | "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
                 other => panic!("{other} has no line here"),
             };
@@ -307,7 +313,7 @@ mod tests {
                 "request-transformer" => "/v2/items?pageNumber=2&x=1&source=web guest",
                 "response-transformer" => "nosniff",
                 "prometheus" => "metrics",
-                "http-log" => "/a?page=2&x=1",
+                "http-log" | "file-log" | "tcp-log" => "/a?page=2&x=1",
                 _ => "cache:GET:/a?page=2",
             };
             assert_eq!(shown.as_deref(), Some(expected), "{}", page.name);
