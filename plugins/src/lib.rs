@@ -6,6 +6,7 @@
 mod acl;
 mod auth;
 mod basic_auth;
+mod circuit_breaker;
 mod correlation_id;
 mod cors;
 mod cookies;
@@ -53,6 +54,7 @@ static KINDS: &[Kind] = &[
     kind::<request_transformer::Config>(),
     kind::<response_transformer::Config>(),
     kind::<proxy_cache::Config>(),
+    kind::<circuit_breaker::Config>(),
     kind::<prometheus::Config>(),
     kind::<http_log::Config>(),
     kind::<file_log::Config>(),
@@ -90,6 +92,7 @@ trait Configured: DeserializeOwned + JsonSchema {
 struct Live {
     limits: Arc<rate_limiting::LocalCounters>,
     tokens: token_validator::Memories,
+    circuits: std::sync::OnceLock<Arc<circuit_breaker::Circuits>>,
     kong_metrics: std::sync::OnceLock<Arc<prometheus::KongMetrics>>,
     credentials: auth::Indexes,
     key_sets: jwt::KeySets,
@@ -99,7 +102,7 @@ struct Live {
 
 impl Default for Live {
     fn default() -> Self {
-        Live { limits: Arc::default(), kong_metrics: Default::default(), tokens: Default::default(), credentials: Default::default(), key_sets: Default::default(), ledger: Store::memory_bounded(0).ledger }
+        Live { limits: Arc::default(), circuits: Default::default(), kong_metrics: Default::default(), tokens: Default::default(), credentials: Default::default(), key_sets: Default::default(), ledger: Store::memory_bounded(0).ledger }
     }
 }
 
@@ -251,6 +254,7 @@ mod tests {
                 (800, "response-transformer"),
                 (100, "proxy-cache"),
                 (100, "response-cache"),
+                (90, "circuit-breaker"),
                 (13, "prometheus"),
                 (12, "http-log"),
                 (9, "file-log"),
@@ -295,6 +299,7 @@ mod tests {
                 "request-transformer" => ([200, 200], Some(format!("{} {}", get.target(), get.sent("x-user")))),
                 "response-transformer" => ([200, 200], told("x-content-type-options")),
                 "prometheus" => ([200, 200], rig.environment.metrics.text(&rig.environment).contains("kong_datastore_reachable 1").then(|| "metrics".into())),
+                "circuit-breaker" => ([200, 200], Some(get.forwarded().to_string())),
                 "http-log" | "file-log" | "tcp-log" => ([200, 200], get.cx.log_view.as_ref().map(|v| v.uri.to_string())),
                 "proxy-cache" | "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
                 other => panic!("{other} has no line here"),
@@ -314,6 +319,7 @@ mod tests {
                 "response-transformer" => "nosniff",
                 "prometheus" => "metrics",
                 "http-log" | "file-log" | "tcp-log" => "/a?page=2&x=1",
+                "circuit-breaker" => "true",
                 _ => "cache:GET:/a?page=2",
             };
             assert_eq!(shown.as_deref(), Some(expected), "{}", page.name);
