@@ -301,3 +301,40 @@ pub(crate) fn pack(body: &[u8]) -> Option<Bytes> {
 pub(crate) fn unpack(packed: &[u8], length: usize) -> Option<Bytes> {
     zstd::bulk::decompress(packed, length).ok().filter(|body| body.len() == length).map(Bytes::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_packed_body_gives_what_was_promised_or_nothing() {
+        let body = b"shoes ".repeat(1000);
+        let packed = pack(&body).expect("packed");
+        assert_eq!(unpack(&packed, body.len()).as_deref(), Some(&body[..]));
+        for wrong in [0, 1, body.len() - 1, body.len() + 1] {
+            assert_eq!(unpack(&packed, wrong), None, "{wrong}");
+        }
+        // A few hundred bytes that would become 64 MB, and several of them in a row.
+        let bomb = pack(&vec![0; 64 << 20]).expect("packed");
+        assert!(bomb.len() < 10_000);
+        assert_eq!(unpack(&bomb, 1000), None);
+        assert_eq!(unpack(&[&packed[..], &bomb].concat(), body.len()), None);
+        assert_eq!(unpack(b"", 10), None);
+        assert_eq!(unpack(b"not packed at all", 10), None);
+    }
+
+    #[test]
+    fn tags_of_variants() {
+        for (from, to) in [("\"abc\"", "\"abc-br\""), ("W/\"abc\"", "W/\"abc-br\""), ("\"\"", "\"-br\""), ("bare", "bare-br")] {
+            assert_eq!(variant_etag(from.as_bytes(), Coding::Br), to.as_bytes());
+        }
+    }
+
+    #[test]
+    fn every_encoding_is_clearly_smaller_or_left_out() {
+        let bodies = encode(&b"shoes ".repeat(1000));
+        assert!(bodies.iter().all(|body| !body.is_empty() && body.len() < 600));
+        let noise: Vec<u8> = (0..5000).map(|_| fastrand::u8(..)).collect();
+        assert_eq!(encode(&noise), Bodies::default());
+    }
+}

@@ -293,7 +293,7 @@ impl Fill {
         if self.hit(key, entry.tag_lines()).is_some() || keep.is_zero() {
             return self.give_back(held, Ended::Nothing).await;
         }
-        let value = entry.raw().clone();
+        let value = engine.stored_form(key, entry).await;
         let mut stored = self.write_fenced(key, value.clone(), keep, &held).await && engine.enter(key, entry, keep).await;
         if let Some(spec) = spec {
             let primary = StoredKey { variant: "".into(), ..key.clone() };

@@ -32,6 +32,9 @@ async fn a_hit_in_memory_allocates_nothing() {
     let (machine, plan) = (Machine::new(), plan(html()));
     let origin = Origin::always(Reply::page(&"shoes ".repeat(2000)));
     machine.ask(&plan, &get(&[]), &origin).await;
+    while machine.engine.peek("v1", &plan.key).is_none_or(|entry| entry.variants().count() < 4) {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
     let mut out = Vec::with_capacity(32 * 1024);
     let key = plan.key.as_str();
     let before = COUNT.get();
@@ -48,6 +51,18 @@ async fn a_hit_in_memory_allocates_nothing() {
         machine.engine.count_hit();
     }
     assert_eq!(COUNT.get() - before, 0);
+    // Neither does the choice of an encoding, nor the look whether the client has it already.
+    for (accept, etag) in [("gzip, deflate, br;q=0.9, zstd;q=0.5", "\"x\", \"y\""), ("br", "*")] {
+        let before = COUNT.get();
+        let entry = machine.engine.peek("v1", key).expect("stored");
+        let variant = entry.pick(Some(accept.as_bytes()));
+        let (head, body) = (variant.head.clone(), variant.body.clone());
+        let held = entry.held(etag.as_bytes(), Some(accept.as_bytes())).is_some();
+        assert_eq!(COUNT.get() - before, 0);
+        assert!(entry.raw().as_ptr_range().contains(&body.as_ptr()) && body.len() < entry.body().len());
+        assert!(head.ends_with(format!("content-length: {}\r\n", body.len()).as_bytes()));
+        assert_eq!(held, etag == "*");
+    }
     assert!(out.ends_with(b"shoes </html>"));
     assert_eq!(machine.engine.stats().memory_hits, 100);
     // One buffer is shared by memory and the embedded store.
