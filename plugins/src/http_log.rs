@@ -195,7 +195,7 @@ queue: {max_batch_size: 100, max_coalescing_delay: 2}
 /// Splits the user off a URL.
 ///
 /// Errors: what is wrong with it, without showing it.
-fn endpoint(text: &str) -> Result<(Uri, Option<HeaderValue>), String> {
+pub(crate) fn endpoint(text: &str) -> Result<(Uri, Option<HeaderValue>), String> {
     let (scheme, rest) = text.trim().split_once("://").ok_or("a URL like `http://host:port/path` is wanted")?;
     if !["http", "https"].contains(&scheme) {
         return Err("the URL's scheme must be `http` or `https`".into());

@@ -16,6 +16,7 @@ mod idempotency;
 mod jwt;
 mod key_auth;
 mod logging;
+mod opentelemetry;
 mod pairs;
 mod query;
 mod rate_limiting;
@@ -55,6 +56,7 @@ static KINDS: &[Kind] = &[
     kind::<response_transformer::Config>(),
     kind::<proxy_cache::Config>(),
     kind::<circuit_breaker::Config>(),
+    kind::<opentelemetry::Config>(),
     kind::<prometheus::Config>(),
     kind::<http_log::Config>(),
     kind::<file_log::Config>(),
@@ -255,6 +257,7 @@ mod tests {
                 (100, "proxy-cache"),
                 (100, "response-cache"),
                 (90, "circuit-breaker"),
+                (14, "opentelemetry"),
                 (13, "prometheus"),
                 (12, "http-log"),
                 (9, "file-log"),
@@ -300,6 +303,7 @@ mod tests {
                 "response-transformer" => ([200, 200], told("x-content-type-options")),
                 "prometheus" => ([200, 200], rig.environment.metrics.text(&rig.environment).contains("kong_datastore_reachable 1").then(|| "metrics".into())),
                 "circuit-breaker" => ([200, 200], Some(get.forwarded().to_string())),
+                "opentelemetry" => ([200, 200], told("x-trace-id").map(|id| id.len().to_string())),
                 "http-log" | "file-log" | "tcp-log" => ([200, 200], get.cx.log_view.as_ref().map(|v| v.uri.to_string())),
                 "proxy-cache" | "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
                 other => panic!("{other} has no line here"),
@@ -320,6 +324,7 @@ mod tests {
                 "prometheus" => "metrics",
                 "http-log" | "file-log" | "tcp-log" => "/a?page=2&x=1",
                 "circuit-breaker" => "true",
+                "opentelemetry" => "32",
                 _ => "cache:GET:/a?page=2",
             };
             assert_eq!(shown.as_deref(), Some(expected), "{}", page.name);
