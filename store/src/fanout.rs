@@ -12,7 +12,7 @@ const QUEUE: usize = 1024;
 
 struct Listener {
     queue: mpsc::Sender<Message>,
-    /// Whether the message queued last is a gap; two in a row say no more than one.
+    /// Whether the message queued last is a gap.
     gap_last: bool,
 }
 
@@ -28,7 +28,10 @@ impl Listener {
     }
 
     fn gap(&mut self) {
-        if !self.gap_last {
+        // The last one queued is the last one received: while anything waits, that gap still does, and a second says no more. Once it was
+        // received, it says nothing about what is lost from now on.
+        let waits = self.gap_last && self.queue.capacity() < self.queue.max_capacity();
+        if !waits {
             // Fails only for a subscriber that has gone, which is forgotten at the next occasion.
             let _ = self.queue.try_send(Message::Gap);
             self.gap_last = true;
@@ -112,6 +115,18 @@ mod tests {
         assert_eq!(got[QUEUE - 1], Message::Gap);
         fanout.publish("c", &Bytes::from_static(b"after"));
         assert_eq!(slow.messages.try_recv().ok(), Some(Message::Data(Bytes::from_static(b"after"))));
+    }
+
+    #[test]
+    fn a_second_loss_is_told_once_the_first_was_received() {
+        let fanout = Fanout::default();
+        let mut subscriber = fanout.subscribe("c");
+        fanout.gap("c");
+        fanout.gap("c");
+        assert_eq!(subscriber.messages.try_recv().ok(), Some(Message::Gap));
+        assert!(subscriber.messages.try_recv().is_err(), "two that wait are one");
+        fanout.gap_all();
+        assert_eq!(subscriber.messages.try_recv().ok(), Some(Message::Gap));
     }
 
     #[test]
