@@ -45,6 +45,9 @@ pub struct Policy {
     pub lease: Duration,
     /// Longest wait for someone else's fill before asking the origin oneself.
     pub max_wait: Duration,
+    /// The most fills of this rule (policies of one name) that this process has under way at once, for a slow origin's sake; 0 counts as 1,
+    /// `None`: no bound. The others wait as long as `max_wait`, while what is stale may be served, and are then passed on.
+    pub max_fills: Option<usize>,
     /// Replaces the response's `Cache-Control` towards clients, if set (pages: `public, max-age=0, must-revalidate`).
     pub client_cache_control: Option<HeaderValue>,
     /// Whether responses that compress well are kept in br, zstd and gzip too, and answered in what `Accept-Encoding` likes best.

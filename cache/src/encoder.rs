@@ -155,12 +155,13 @@ impl Job {
             let time = there.keep_for(engine.clock.now_ms());
             let value = engine.stored_form(&self.key, &with).await;
             if engine.write(&self.key, value.clone(), time, Some(held.lease.fence)).await.unwrap_or(true) {
-                if let Some(put) = Put::of(&self.key, with.tag_lines(), &value) {
+                let put = Put::of(&self.key, with.tag_lines(), &value);
+                if let Some(put) = put.clone() {
                     engine.recent.put(put);
                 }
-                if engine.recent.hit(read.mark, &self.key, with.tag_lines(), true).is_some() {
+                if let Some(hit) = engine.recent.hit(read.mark, &self.key, with.tag_lines(), true) {
                     // A purge came between, and what was just written is what it meant.
-                    let _ = engine.complain("delete", engine.store.blobs.delete(&[self.key.store_key("cache")]).await);
+                    engine.take_back(&self.key, put, hit).await;
                 }
             }
         }

@@ -6,6 +6,7 @@ use crate::{
     encoder::Encoder,
     flight::Flights,
     memory::{Memory, Slot},
+    places::Places,
     recent::Recent,
     serve::Call,
     tier::Wake,
@@ -49,6 +50,8 @@ pub struct Engine {
     pub(crate) flights: Flights,
     /// Purges of the last while.
     pub(crate) recent: Recent,
+    /// Who may ask the origin.
+    pub(crate) places: Places,
     /// Fills that wait for other instances, by lock key.
     pub(crate) wakes: DashMap<String, Arc<Wake>>,
     pub(crate) started: AtomicBool,
@@ -69,6 +72,7 @@ impl Engine {
             stats: Stats::default(),
             flights: Flights::default(),
             recent: Recent::default(),
+            places: Places::default(),
             wakes: DashMap::new(),
             started: AtomicBool::new(false),
             open: watch::Sender::new(()),

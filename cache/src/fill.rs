@@ -6,6 +6,7 @@ use crate::{
     codec::Stored,
     flight::{Flight, Found, How, Phase},
     memory::{Slot, StoredKey},
+    places::NO_PLACE,
     policy::{self, Times},
     tier::{Ended, Held, Read, Wake},
     vary::Spec,
@@ -15,7 +16,10 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
     time::Duration,
 };
-use tokio::time::{Instant, timeout};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{Instant, timeout},
+};
 
 /// Poll while another instance fills: the first pause, and the longest.
 const POLL: (Duration, Duration) = (Duration::from_millis(25), Duration::from_millis(250));
@@ -71,9 +75,37 @@ impl Drop for Landing {
 impl Fill {
     pub(crate) async fn run(mut self) {
         let mut landing = Landing { engine: self.engine.clone(), flight: self.flight.clone(), also: None };
-        if let Some(held) = self.look().await {
-            self.ask(held, &mut landing).await;
+        let Some(held) = self.look().await else { return };
+        match self.place().await {
+            Ok(_place) => self.ask(held, &mut landing).await,
+            Err(()) => self.leave(held).await,
         }
+    }
+
+    /// Waits until this rule may ask its origin once more. `Err`: not within the longest wait.
+    async fn place(&self) -> Result<Option<OwnedSemaphorePermit>, ()> {
+        let policy = &self.plan.policy;
+        let Some(places) = self.engine.places.of(policy) else { return Ok(None) };
+        if let Ok(place) = places.clone().try_acquire_owned() {
+            return Ok(Some(place));
+        }
+        let began = Instant::now();
+        // The places are never closed: an error is the end of the wait.
+        let place = timeout(policy.max_wait, places.acquire_owned()).await;
+        self.flight.update(|progress| progress.waited += began.elapsed());
+        match place {
+            Ok(Ok(place)) => Ok(Some(place)),
+            _ => Err(()),
+        }
+    }
+
+    /// No place: whoever waits gets what is stale, if that may be, or asks by himself.
+    async fn leave(&mut self, held: Option<Held>) {
+        self.hold_prior();
+        let prior = self.prior.clone();
+        self.flight.update(|progress| progress.stale = prior);
+        self.settle(Phase::Pass { reason: NO_PLACE, status: None });
+        self.give_back(held, Ended::Nothing).await;
     }
 
     /// Store and lock. `None`: there is an answer, nothing must be fetched. `Some(None)`: fetch without a lock.

@@ -300,12 +300,13 @@ impl Fill {
             let value = codec::encode_spec(&primary.text(), spec);
             stored &= self.write_fenced(&primary, value, SPEC_TIME.max(keep), &held).await;
         }
-        if stored && let Some(put) = Put::of(key, entry.tag_lines(), &value) {
+        let put = Put::of(key, entry.tag_lines(), &value);
+        if stored && let Some(put) = put.clone() {
             engine.recent.put(put);
         }
-        if self.hit(key, entry.tag_lines()).is_some() {
+        if let Some(hit) = self.hit(key, entry.tag_lines()) {
             // The purge came between: what was just written is what it meant.
-            let _ = engine.complain("delete", engine.store.blobs.delete(&[key.store_key("cache")]).await);
+            engine.take_back(key, put, hit).await;
             stored = false;
         }
         self.give_back(held, if stored { Ended::Stored } else { Ended::Nothing }).await;

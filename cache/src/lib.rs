@@ -13,6 +13,7 @@
 //! | [`respond`] | conditions, ranges, HEAD, `Age` |
 //! | [`memory`] | the tier in this process |
 //! | `serve`, `flight`, `fill`, `keep`, `body` | one request's way; one fill per key, many readers; what becomes of the answer |
+//! | `places` | so many fills of one rule at once |
 //! | `tier` | the shared store |
 //! | [`purge`], `recent`, `spread` | what a purge means, what it meets on its way, messages between instances |
 //! | [`engine`] | memory, then store, then one fill |
@@ -34,6 +35,7 @@ pub mod html;
 mod keep;
 pub mod keys;
 pub mod memory;
+mod places;
 pub mod policy;
 pub mod purge;
 mod recent;

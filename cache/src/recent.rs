@@ -46,6 +46,7 @@ pub(crate) enum Hit {
 }
 
 /// Something that this process put into the store.
+#[derive(Clone)]
 pub(crate) struct Put {
     pub(crate) key: StoredKey,
     pub(crate) tags: String,

@@ -19,6 +19,7 @@ use crate::{
     fill::{Fill, Need},
     flight::{Flight, Found, Head, How, Phase, Progress, Seat},
     memory::{Slot, StoredKey},
+    places::NO_PLACE,
     policy::{self, Reuse},
     respond,
 };
@@ -243,7 +244,7 @@ impl<'a> Call<'a> {
                     return Some(self.filling(&head, Box::new(reader), first, note));
                 }
                 Phase::Pass { reason, status } => {
-                    if status.is_some_and(|status| status >= 500)
+                    if (status.is_some_and(|status| status >= 500) || reason == NO_PLACE)
                         && let Some(outcome) = self.instead_of_error(stale.as_ref())
                     {
                         return Some(outcome);

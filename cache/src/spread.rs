@@ -277,7 +277,7 @@ impl Engine {
     }
 
     /// Takes back what this process put into the store before it heard of another instance's purge: that one may have been past it.
-    fn take_back(self: &Arc<Self>, what: &Purge, soft: bool) {
+    fn take_back_late(self: &Arc<Self>, what: &Purge, soft: bool) {
         let puts = self.recent.take_puts(what);
         if puts.is_empty() {
             return;
@@ -318,7 +318,7 @@ impl Engine {
             return;
         }
         self.first_walk(&what, soft, at_ms);
-        self.take_back(&what, soft);
+        self.take_back_late(&what, soft);
         if !removal.done && removal.id != 0 {
             self.recent.begin(removal.id);
         }

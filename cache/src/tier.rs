@@ -5,7 +5,7 @@ use crate::{
     codec::{self, Stored},
     memory::StoredKey,
     purge,
-    recent::Hit,
+    recent::{Hit, Put},
 };
 use bytes::Bytes;
 use std::{
@@ -136,6 +136,16 @@ impl Engine {
         }
         let _ = self.complain("delete", self.store.blobs.delete(&[stored]).await);
         false
+    }
+
+    /// What this process has just put under a key is older than a purge: gone, or stale, as that wants it.
+    pub(crate) async fn take_back(&self, key: &StoredKey, put: Option<Put>, hit: Hit) {
+        let stored = key.store_key("cache");
+        let done = match (hit, put) {
+            (Hit::Soft(_), Some(put)) => self.store.blobs.patch(&stored, &put.old, &put.stale).await.map(drop),
+            _ => self.store.blobs.delete(&[stored]).await.map(drop),
+        };
+        let _ = self.complain("take back", done);
     }
 
     /// Writes a value; whether it lies there now.

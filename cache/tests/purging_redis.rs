@@ -2,8 +2,11 @@
 
 mod support;
 
-use std::time::Duration;
+use async_trait::async_trait;
+use http::HeaderMap;
+use std::{sync::Arc, time::Duration};
 use support::*;
+use tokio::sync::Semaphore;
 use weir_cache::{clock::Clock, *};
 use weir_store::{Store, StoreOptions, testing::RedisServer};
 
@@ -44,7 +47,7 @@ async fn machines(count: usize, server: &RedisServer) -> Vec<Machine> {
 }
 
 /// Asks until the page is stored: a gap in the messages at the start may keep a first answer out.
-async fn stored(machine: &Machine, page: &Plan, origin: &std::sync::Arc<Origin>) {
+async fn stored(machine: &Machine, page: &Plan, origin: &Arc<Origin>) {
     eventually("the page is in memory", || async {
         machine.ask(page, &get(&[]), origin).await;
         machine.engine.peek("v1", &page.key).is_some()
@@ -96,15 +99,27 @@ async fn machines_more(server: &RedisServer) -> Machine {
     Machine::with(Store::open(&server.url(), &options).await.expect("store"), Clock::manual(T0))
 }
 
+struct Held {
+    origin: Arc<Origin>,
+    free: Semaphore,
+}
+
+#[async_trait]
+impl Fetch for Held {
+    async fn fetch(&self, condition: HeaderMap) -> Result<Fetched, FetchError> {
+        let _free = self.free.acquire().await.expect("never closed");
+        self.origin.fetch(condition).await
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn soft_is_stale_everywhere_and_refreshed_once() {
     let server = RedisServer::start();
     let machines = machines(2, &server).await;
     let page = plan(html());
-    let origin = Origin::new(|n, _| {
-        let reply = Reply::page(&n.to_string()).with("cache-control", "stale-while-revalidate=100");
-        if n == 0 { reply } else { reply.slow(Duration::from_millis(300)) }
-    });
+    let origin = Origin::new(|n, _| Reply::page(&n.to_string()).with("cache-control", "stale-while-revalidate=100"));
+    // Answers only when it is let.
+    let held = Arc::new(Held { origin: origin.clone(), free: Semaphore::new(0) });
     for machine in &machines {
         stored(machine, &page, &origin).await;
     }
@@ -115,11 +130,13 @@ async fn soft_is_stale_everywhere_and_refreshed_once() {
     let late = machines_more(&server).await;
     late.advance(1);
     for machine in [&machines[1], &machines[0], &late] {
-        let got = machine.ask(&page, &get(&[]), &origin).await;
+        let asked = async { read(machine.engine.serve(&page, &get(&[]), held.clone()).await).await };
+        let got = tokio::time::timeout(Duration::from_secs(20), asked).await.expect("an answer without the origin");
         assert_eq!((got.verdict(), got.report.detail), (Verdict::Stale, Some("stale-while-revalidate")));
     }
+    held.free.add_permits(100);
     for machine in &machines {
-        eventually("the new page is there", || async { machine.ask(&page, &get(&[]), &origin).await.verdict() == Verdict::Hit }).await;
+        eventually("the new page is there", || async { read(machine.engine.serve(&page, &get(&[]), held.clone()).await).await.verdict() == Verdict::Hit }).await;
     }
     assert_eq!(origin.hits(), before + 1);
 }

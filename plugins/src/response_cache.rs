@@ -121,6 +121,7 @@ tags: [catalogue]
             hit_for_miss: Duration::from_secs(5),
             lease: Duration::from_secs(10),
             max_wait: self.max_wait.get(),
+            max_fills: None,
             client_cache_control: None,
             encode: true,
         };

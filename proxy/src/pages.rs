@@ -144,6 +144,7 @@ fn compile(rule: &PageRule) -> Page {
         hit_for_miss: Duration::from_secs(10),
         lease: Duration::from_secs(5),
         max_wait: Duration::from_secs(30),
+        max_fills: None,
         client_cache_control: Some(HeaderValue::from_static(CLIENT_CONTROL)),
         encode: true,
     };

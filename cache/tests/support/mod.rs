@@ -172,6 +172,7 @@ pub fn html() -> Policy {
         hit_for_miss: Duration::from_secs(30),
         lease: Duration::from_secs(3),
         max_wait: Duration::from_secs(10),
+        max_fills: None,
         client_cache_control: Some(HeaderValue::from_static("public, max-age=0, must-revalidate")),
         encode: true,
     }
