@@ -6,6 +6,7 @@
 mod acl;
 mod auth;
 mod basic_auth;
+mod bot_detection;
 mod circuit_breaker;
 mod correlation_id;
 mod cors;
@@ -13,6 +14,7 @@ mod cookies;
 mod file_log;
 mod http_log;
 mod idempotency;
+mod ip_restriction;
 mod jwt;
 mod key_auth;
 mod logging;
@@ -20,6 +22,7 @@ mod opentelemetry;
 mod pairs;
 mod query;
 mod rate_limiting;
+mod request_termination;
 mod request_transformer;
 mod prometheus;
 mod proxy_cache;
@@ -50,6 +53,9 @@ static KINDS: &[Kind] = &[
     kind::<key_auth::Config>(),
     kind::<basic_auth::Config>(),
     kind::<acl::Config>(),
+    kind::<request_termination::Config>(),
+    kind::<bot_detection::Config>(),
+    kind::<ip_restriction::Config>(),
     kind::<rate_limiting::Config>(),
     kind::<idempotency::Config>(),
     kind::<request_transformer::Config>(),
@@ -244,11 +250,13 @@ mod tests {
             order,
             [
                 (100_001, "correlation-id"),
+                (2500, "bot-detection"),
                 (2000, "cors"),
                 (1450, "jwt"),
                 (1450, "token-validator"),
                 (1250, "key-auth"),
                 (1100, "basic-auth"),
+                (990, "ip-restriction"),
                 (950, "acl"),
                 (910, "rate-limiting"),
                 (905, "idempotency"),
@@ -262,6 +270,7 @@ mod tests {
                 (12, "http-log"),
                 (9, "file-log"),
                 (7, "tcp-log"),
+                (2, "request-termination"),
             ]
         );
     }
@@ -306,6 +315,9 @@ mod tests {
                 "opentelemetry" => ([200, 200], told("x-trace-id").map(|id| id.len().to_string())),
                 "http-log" | "file-log" | "tcp-log" => ([200, 200], get.cx.log_view.as_ref().map(|v| v.uri.to_string())),
                 "proxy-cache" | "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
+                "ip-restriction" => ([200, 200], Some(format!("{}", get.forwarded()))),
+                "bot-detection" => ([200, 200], Some(format!("{}", get.forwarded()))),
+                "request-termination" => ([503, 503], Some(post.body.clone())),
                 other => panic!("{other} has no line here"),
             };
             assert_eq!([get.status(), post.status()], statuses, "{}", page.name);
@@ -317,6 +329,9 @@ mod tests {
                 "key-auth" => "Key realm=\"shop\"",
                 "basic-auth" => "Basic realm=\"staff\"",
                 "acl" => "Unauthorized",
+                "request-termination" => "<h1>We are back in an hour</h1>",
+                "bot-detection" => "true",
+                "ip-restriction" => "true",
                 "rate-limiting" => "49",
                 "idempotency" => r#"{"message":"Idempotency-Key is required for this request"}"#,
                 "request-transformer" => "/v2/items?pageNumber=2&x=1&source=web guest",

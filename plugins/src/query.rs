@@ -8,6 +8,11 @@ pub(crate) fn values<'a>(query: &'a str, name: &'a str) -> impl Iterator<Item = 
     pairs::read(query).filter(move |(n, _)| n == name).filter_map(|(_, value)| value)
 }
 
+/// Whether there is a parameter called `name`, with or without a value.
+pub(crate) fn has(query: &str, name: &str) -> bool {
+    pairs::read(query).any(|(n, _)| n == name)
+}
+
 /// Removes every parameter called `name` from the target.
 pub(crate) fn remove(req: &mut request::Parts, name: &str) {
     let Some(query) = req.uri.query() else { return };
