@@ -8,6 +8,7 @@ mod auth;
 mod basic_auth;
 mod bot_detection;
 mod circuit_breaker;
+mod compression;
 mod correlation_id;
 mod cors;
 mod cookies;
@@ -62,6 +63,7 @@ static KINDS: &[Kind] = &[
     kind::<response_transformer::Config>(),
     kind::<proxy_cache::Config>(),
     kind::<circuit_breaker::Config>(),
+    kind::<compression::Config>(),
     kind::<opentelemetry::Config>(),
     kind::<prometheus::Config>(),
     kind::<http_log::Config>(),
@@ -251,6 +253,7 @@ mod tests {
             [
                 (100_001, "correlation-id"),
                 (2500, "bot-detection"),
+                (2100, "compression"),
                 (2000, "cors"),
                 (1450, "jwt"),
                 (1450, "token-validator"),
@@ -312,6 +315,7 @@ mod tests {
                 "response-transformer" => ([200, 200], told("x-content-type-options")),
                 "prometheus" => ([200, 200], rig.environment.metrics.text(&rig.environment).contains("kong_datastore_reachable 1").then(|| "metrics".into())),
                 "circuit-breaker" => ([200, 200], Some(get.forwarded().to_string())),
+                "compression" => ([200, 200], Some(get.body.clone())),
                 "opentelemetry" => ([200, 200], told("x-trace-id").map(|id| id.len().to_string())),
                 "http-log" | "file-log" | "tcp-log" => ([200, 200], get.cx.log_view.as_ref().map(|v| v.uri.to_string())),
                 "proxy-cache" | "response-cache" => ([200, 200], get.cx.plan.as_ref().map(|p| p.key.clone())),
@@ -340,6 +344,7 @@ mod tests {
                 "http-log" | "file-log" | "tcp-log" => "/a?page=2&x=1",
                 "circuit-breaker" => "true",
                 "opentelemetry" => "32",
+                "compression" => "hello",
                 _ => "cache:GET:/a?page=2",
             };
             assert_eq!(shown.as_deref(), Some(expected), "{}", page.name);

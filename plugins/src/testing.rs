@@ -253,7 +253,7 @@ impl Rig {
         cx.times.total = Some(cx.started.elapsed());
         chain.end(&mut cx, ending).await;
         chain.log(&cx);
-        Seen { parts, body: String::from_utf8_lossy(&got).into_owned(), sent, cx }
+        Seen { parts, body: String::from_utf8_lossy(&got).into_owned(), bytes: got, sent, cx }
     }
 }
 
@@ -333,6 +333,7 @@ impl Ask {
 pub(crate) struct Seen {
     parts: response::Parts,
     pub body: String,
+    pub bytes: Vec<u8>,
     sent: Option<http::request::Parts>,
     pub cx: RequestContext,
 }
