@@ -540,6 +540,14 @@ mod tests {
         assert_eq!(rig.outcome("circuit-breaker", "refused"), 0);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn slow_answers_open_it_too() {
+        let rig = rig("{minimum_calls: 4, slow_call: 0s, slow_rate: 100}", 200);
+        assert_eq!(runs(&rig, 5).await, [200, 200, 200, 200, 503], "nothing is faster than no time");
+        let unhurried = super::tests::rig("{minimum_calls: 1, slow_call: 1h}", 200);
+        assert_eq!(runs(&unhurried, 5).await, [200; 5]);
+    }
+
     #[test]
     fn mistakes() {
         for (config, message) in [
