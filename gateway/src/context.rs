@@ -182,6 +182,8 @@ pub struct RequestContext {
     pub body: Option<SeenBody>,
     /// Sent to the service instead of the client's body. Only for a plugin that saw the whole body ([`SeenBody::whole`]).
     pub replace_body: Option<Bytes>,
+    /// Longest body that may be forwarded, in bytes; a longer one is answered with 413. The server's own limit holds besides.
+    pub max_body: Option<u64>,
     /// Values that plugins leave for each other by name (Kong's `kong.ctx.shared`).
     pub shared: serde_json::Map<String, serde_json::Value>,
     /// Fields that the answer must not carry, whoever sets them.
@@ -229,6 +231,7 @@ impl RequestContext {
             refresh: false,
             body: None,
             replace_body: None,
+            max_body: None,
             shared: serde_json::Map::new(),
             hidden: Vec::new(),
             log_view: None,

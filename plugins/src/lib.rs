@@ -23,11 +23,13 @@ mod opentelemetry;
 mod pairs;
 mod query;
 mod rate_limiting;
+mod request_size_limiting;
 mod request_termination;
 mod request_transformer;
 mod prometheus;
 mod proxy_cache;
 mod response_cache;
+mod response_ratelimiting;
 mod response_transformer;
 mod tcp_log;
 mod template;
@@ -54,6 +56,8 @@ static KINDS: &[Kind] = &[
     kind::<key_auth::Config>(),
     kind::<basic_auth::Config>(),
     kind::<acl::Config>(),
+    kind::<response_ratelimiting::Config>(),
+    kind::<request_size_limiting::Config>(),
     kind::<request_termination::Config>(),
     kind::<bot_detection::Config>(),
     kind::<ip_restriction::Config>(),
@@ -260,9 +264,11 @@ mod tests {
                 (1250, "key-auth"),
                 (1100, "basic-auth"),
                 (990, "ip-restriction"),
+                (951, "request-size-limiting"),
                 (950, "acl"),
                 (910, "rate-limiting"),
                 (905, "idempotency"),
+                (900, "response-ratelimiting"),
                 (801, "request-transformer"),
                 (800, "response-transformer"),
                 (100, "proxy-cache"),
@@ -322,6 +328,8 @@ mod tests {
                 "ip-restriction" => ([200, 200], Some(format!("{}", get.forwarded()))),
                 "bot-detection" => ([200, 200], Some(format!("{}", get.forwarded()))),
                 "request-termination" => ([503, 503], Some(post.body.clone())),
+                "request-size-limiting" => ([200, 200], get.cx.max_body.map(|m| m.to_string())),
+                "response-ratelimiting" => ([200, 200], told("x-ratelimit-remaining-sms-day")),
                 other => panic!("{other} has no line here"),
             };
             assert_eq!([get.status(), post.status()], statuses, "{}", page.name);
@@ -333,6 +341,8 @@ mod tests {
                 "key-auth" => "Key realm=\"shop\"",
                 "basic-auth" => "Basic realm=\"staff\"",
                 "acl" => "Unauthorized",
+                "response-ratelimiting" => "10",
+                "request-size-limiting" => "10485760",
                 "request-termination" => "<h1>We are back in an hour</h1>",
                 "bot-detection" => "true",
                 "ip-restriction" => "true",

@@ -28,6 +28,8 @@ pub struct Upload<'a, D> {
     pub length: RequestBody,
     /// Bytes taken from the client after `seen`: a retry is no longer possible.
     pub taken: u64,
+    /// Longest body, over `seen` and what comes after it.
+    pub limit: Option<u64>,
     /// Give the request up when the client vanishes.
     pub abandon: bool,
 }
@@ -35,7 +37,7 @@ pub struct Upload<'a, D> {
 impl<D: Downstream> Upload<'_, D> {
     /// A request without a body.
     pub fn none() -> Self {
-        Upload { seen: Bytes::new(), whole: true, client: None, length: RequestBody::Empty, taken: 0, abandon: true }
+        Upload { seen: Bytes::new(), whole: true, client: None, length: RequestBody::Empty, taken: 0, limit: None, abandon: true }
     }
 
     /// Whether the request can be sent once more.
@@ -249,6 +251,9 @@ pub async fn attempt<D: Downstream>(
         match &piece {
             Some(data) => {
                 upload.taken += data.len() as u64;
+                if upload.limit.is_some_and(|limit| upload.seen.len() as u64 + upload.taken > limit) {
+                    return Err(TryError::Client(ClientError::TooLarge));
+                }
                 encoder.encode(data, &mut out).map_err(|_| TryError::Client(ClientError::Malformed))?;
             }
             None => {

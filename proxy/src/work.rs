@@ -267,6 +267,9 @@ impl<D: Downstream> Work<'_, D> {
         self.client_failed(error);
         let limit = self.live.settings.max_body;
         let (status, message) = match error {
+            ClientError::TooLarge if self.cx.max_body.is_some_and(|own| own < limit) => {
+                (StatusCode::PAYLOAD_TOO_LARGE, "Request size limit exceeded".into())
+            }
             ClientError::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, format!("Request body larger than {limit} bytes")),
             ClientError::Malformed => (StatusCode::BAD_REQUEST, "Malformed request body".into()),
             ClientError::Slow => (StatusCode::REQUEST_TIMEOUT, "The request body did not arrive in time".into()),
@@ -309,6 +312,7 @@ impl<D: Downstream> Work<'_, D> {
             client: Some(&mut *self.down),
             length,
             taken: 0,
+            limit: self.cx.max_body,
             abandon: !self.cx.must_complete,
         };
         let answered = forward::forward(&self.weir.connector, service, &mut self.cx, &request, upload).await;

@@ -72,11 +72,44 @@ impl LocalCounters {
 
     /// Charges one to each window, or to none if one is full. The counts after that, in the order of the windows.
     pub(crate) fn take(&self, who: (&str, &str, &str), windows: &[Window]) -> (bool, Vec<u64>) {
-        // 128 random-keyed bits: two callers never share a count.
-        let key = u128::from(self.keys.0.hash_one(who)) << 64 | u128::from(self.keys.1.hash_one(who));
+        self.with(who, windows, |counts| {
+            let allowed = counts.iter().zip(windows).all(|(slot, window)| slot.1 < window.limit);
+            if allowed {
+                counts.iter_mut().for_each(|slot| slot.1 += 1);
+            }
+            (allowed, counts.iter().map(|slot| slot.1).collect())
+        })
+    }
+
+    /// Charges `by` to each window, whatever the limits.
+    pub(crate) fn add(&self, who: (&str, &str, &str), windows: &[Window], by: u64) {
+        self.with(who, windows, |counts| counts.iter_mut().for_each(|slot| slot.1 = slot.1.saturating_add(by)));
+    }
+
+    /// The counts, in the order of the windows. Nothing is kept of a caller that is not known.
+    pub(crate) fn peek(&self, who: (&str, &str, &str), windows: &[Window]) -> Vec<u64> {
+        let key = self.key(who);
+        let shard = self.shard(key).lock();
+        let counts = shard.entries.get(&key).map(|entry| entry.counts.as_slice()).unwrap_or_default();
+        let count = |(place, window): (usize, &Window)| counts.get(place).filter(|slot| slot.0 == window.start).map_or(0, |slot| slot.1);
+        windows.iter().enumerate().map(count).collect()
+    }
+
+    /// 128 random-keyed bits: two callers never share a count.
+    fn key(&self, who: (&str, &str, &str)) -> u128 {
+        u128::from(self.keys.0.hash_one(who)) << 64 | u128::from(self.keys.1.hash_one(who))
+    }
+
+    fn shard(&self, key: u128) -> &Mutex<Shard> {
+        &self.shards[(key >> 64) as usize % SHARDS]
+    }
+
+    /// Works on a caller's counts of these windows; those of windows that are over begin anew.
+    fn with<R>(&self, who: (&str, &str, &str), windows: &[Window], work: impl FnOnce(&mut Counts) -> R) -> R {
+        let key = self.key(who);
         let end = windows.iter().map(|w| w.end).max().unwrap_or(0);
         let now = windows.iter().map(|w| w.start).max().unwrap_or(0);
-        let mut shard = self.shards[(key >> 64) as usize % SHARDS].lock();
+        let mut shard = self.shard(key).lock();
         if !shard.entries.contains_key(&key) {
             shard.make_room(now, self.most_per_shard);
         }
@@ -88,11 +121,7 @@ impl LocalCounters {
                 *slot = (window.start, 0);
             }
         }
-        let allowed = entry.counts.iter().zip(windows).all(|(slot, window)| slot.1 < window.limit);
-        if allowed {
-            entry.counts.iter_mut().for_each(|slot| slot.1 += 1);
-        }
-        (allowed, entry.counts.iter().map(|slot| slot.1).collect())
+        work(&mut entry.counts)
     }
 
     #[cfg(test)]
@@ -144,6 +173,19 @@ mod tests {
         assert_eq!(counters.take(who, &windows(62, 1, 3)), (true, vec![1, 3]));
         assert_eq!(counters.take(who, &windows(63, 1, 3)), (false, vec![0, 3]));
         assert_eq!(counters.take(who, &windows(120, 1, 3)), (true, vec![1, 1]));
+    }
+
+    #[test]
+    fn what_is_added_is_seen_while_its_window_lasts() {
+        let counters = LocalCounters::default();
+        let who = ("s", "ip", "a");
+        assert_eq!(counters.peek(who, &windows(60, 1, 1)), [0, 0]);
+        assert_eq!(counters.len(), 0);
+        counters.add(who, &windows(60, 1, 1), 5);
+        counters.add(who, &windows(61, 1, 1), 2);
+        assert_eq!(counters.peek(who, &windows(61, 1, 1)), [2, 7]);
+        assert_eq!(counters.peek(who, &windows(62, 1, 1)), [0, 7]);
+        assert_eq!(counters.peek(who, &windows(120, 1, 1)), [0, 0]);
     }
 
     #[test]

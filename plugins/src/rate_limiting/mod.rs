@@ -4,6 +4,7 @@ mod local;
 mod window;
 
 pub(crate) use local::LocalCounters;
+pub(crate) use window::{Period, Window};
 
 use crate::{Configured, Live, header_name, wrong};
 use async_trait::async_trait;
@@ -15,7 +16,6 @@ use std::{borrow::Cow, sync::Arc, time::{Duration, SystemTime, UNIX_EPOCH}};
 use weir_config::{Diagnostic, Node, Secret};
 use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext};
 use weir_store::Take;
-use window::{Period, Window};
 
 /// Limits how many requests a caller may make in a second, minute, hour, day, month or year; several limits hold at once. A window begins
 /// with the calendar's (UTC), and a request over a limit is charged to none. Answers tell the limits in
@@ -355,7 +355,7 @@ impl RateLimiting {
     }
 }
 
-fn short_hash(bytes: &[u8]) -> String {
+pub(crate) fn short_hash(bytes: &[u8]) -> String {
     let digest = Sha256::digest(bytes);
     digest[..16].iter().map(|b| format!("{b:02x}")).collect()
 }
