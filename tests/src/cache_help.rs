@@ -183,10 +183,25 @@ impl Told {
     }
 }
 
-/// The time of day as HTTP spells it.
+/// The time of day as HTTP spells it (RFC 9110 section 5.6.7).
 fn http_date() -> String {
-    let out = Command::new("date").args(["-u", "+%a, %d %b %Y %H:%M:%S GMT"]).env("LC_ALL", "C").output().expect("the command date");
-    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+    let now = std::time::UNIX_EPOCH.elapsed().expect("a clock after 1970").as_secs();
+    let (days, time) = (now / 86_400, now % 86_400);
+    let leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
+    let (mut year, mut day) = (1970, days);
+    while day >= 365 + u64::from(leap(year)) {
+        day -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let lengths = [31, 28 + u64::from(leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let mut month = 0;
+    while day >= lengths[month] {
+        day -= lengths[month];
+        month += 1;
+    }
+    let weekday = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"][(days % 7) as usize];
+    let month = ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"][month];
+    format!("{weekday}, {:02} {month} {year} {:02}:{:02}:{:02} GMT", day + 1, time / 3600, time / 60 % 60, time % 60)
 }
 
 type Says = dyn Fn(&Seen) -> Told + Send + Sync;
@@ -292,8 +307,8 @@ fn parse(head: &str) -> Seen {
     Seen { method, target, headers, count: 0 }
 }
 
-/// Sends a signal (`-STOP`, `-CONT`) to a running Weir, which is found by its configuration's path among the processes.
-pub fn signal(weir: &Weir, which: &str) {
+/// The id of a running Weir's process, which is found by its configuration's path.
+pub fn process(weir: &Weir) -> u32 {
     let file = weir.file().to_string_lossy().into_owned();
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").expect("/proc").flatten() {
@@ -304,8 +319,20 @@ pub fn signal(weir: &Weir, which: &str) {
         }
     }
     let [id] = found[..] else { panic!("processes with {file}: {found:?}") };
-    let done = Command::new("kill").arg(which).arg(id.to_string()).status().expect("the command kill");
+    id
+}
+
+/// Sends a signal (`-STOP`, `-CONT`) to a running Weir.
+pub fn signal(weir: &Weir, which: &str) {
+    let done = Command::new("kill").arg(which).arg(process(weir).to_string()).status().expect("the command kill");
     assert!(done.success(), "kill {which} failed");
+}
+
+/// Resident memory of a running Weir, bytes.
+pub fn resident(weir: &Weir) -> u64 {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", process(weir))).expect("the state of the process");
+    let kilobytes = text.lines().find_map(|l| l.strip_prefix("VmRSS:")).and_then(|l| l.trim().strip_suffix(" kB")).and_then(|n| n.trim().parse::<u64>().ok());
+    kilobytes.expect("VmRSS") * 1024
 }
 
 /// Asks until the page is a hit; the answer. Panics if it never is.

@@ -294,7 +294,8 @@ async fn rfc5861_4_stale_if_error_as_response_and_rule_allow() {
 #[tokio::test(flavor = "multi_thread")]
 async fn with_ttl_origin_the_response_decides() {
     // Fields of the answer; the longest ttl to be seen, or why it is not stored.
-    let cases: [(&[(&str, &str)], Result<i64, &str>); 16] = [
+    type Case = (&'static [(&'static str, &'static str)], Result<i64, &'static str>);
+    let cases: [Case; 16] = [
         (&[("cache-control", "s-maxage=60")], Ok(60)),
         (&[("cache-control", "max-age=5, s-maxage=60")], Ok(60)),
         (&[("cache-control", "s-maxage=60, s-maxage=30")], Ok(30)),
@@ -382,7 +383,6 @@ async fn only_whole_good_pages_are_stored() {
         ("a postponed page", html(200).with("x-nextjs-postponed", "1"), "postponed"),
         ("too large", Told::large_page("large", 3_000_000), "too-large"),
     ];
-    let count = cases.len();
     let names: Vec<(&str, &str)> = cases.iter().map(|(n, _, r)| (*n, *r)).collect();
     let origin = Origin::start(move |seen| {
         let number: usize = seen.path().rsplit('/').next().and_then(|n| n.parse().ok()).unwrap_or_default();
@@ -390,8 +390,7 @@ async fn only_whole_good_pages_are_stored() {
     })
     .await;
     let weir = Weir::start(&config(&origin, json!([{ "path": "/case/*", "ttl": "60s", "max_size": "2MB" }]))).await;
-    for number in 0..count {
-        let (name, reason) = names[number];
+    for (number, (name, reason)) in names.into_iter().enumerate() {
         let target = format!("/case/{number}");
         weir.edge().get(&target).send().await;
         let second = weir.edge().get(&target).send().await;
