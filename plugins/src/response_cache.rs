@@ -14,7 +14,7 @@ use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, RequestContext};
 /// Keeps answers to GET (which also serve HEAD) in memory and in the store, one fetch for each key however many ask. The key, shown in
 /// `X-Cache-Key`, is `cache:GET:` with path and sorted query; each route keeps its own. `Cache-Control` of the answer
 /// is honoured: `no-store`, `no-cache` and `private` are not stored, a shorter `s-maxage` or `max-age` wins over `ttl`, and so does `Set-Cookie`
-/// over storing. Requests of a signed-in visitor – with an `Authorization` that is not Weir's own guest token, or with one of the
+/// over storing. Requests of a signed-in visitor – one whom a plugin knows, or with an `Authorization` that is not Weir's own guest token, or with one of the
 /// `session_cookies` – pass by the cache, in both directions (stricter than RFC 9111 section 3.5), unless `shared` says that the answer is the
 /// same for everyone. A fetch for the cache never carries a visitor's cookie, token or identity. A caller with the warm-up token refreshes an entry with `X-Cache-Refresh: true`; an unsafe request that succeeds drops
 /// the entry of its URL (RFC 9111 section 4.4).
@@ -225,6 +225,7 @@ impl ResponseCache {
             () if has(header::TRANSFER_ENCODING) || !empty => Some("body"),
             () if cx.state.get::<crate::Personal>().is_some() => Some("personal"),
             () if !self.shared && !cx.guest && has(header::AUTHORIZATION) => Some("authorization"),
+            () if !self.shared && (cx.consumer.is_some() || cx.identity.is_some()) => Some("identity"),
             () if !self.shared && self.has_session(&req.headers) => Some("cookie"),
             () => None,
         }
@@ -401,6 +402,7 @@ mod tests {
             ("{}", get("/").with("Authorization", "Bearer x"), "authorization"),
             ("{}", get("/").with("Cookie", "a=b; session=x"), "cookie"),
             ("session_cookies: [sid]", get("/").with("Cookie", "sid=x"), "cookie"),
+            ("{}", get("/").as_consumer("alice"), "identity"),
             ("shared: true", get("/").with("Content-Length", "3"), "body"),
             ("shared: true", get("/").with("Transfer-Encoding", "chunked"), "body"),
         ] {

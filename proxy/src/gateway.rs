@@ -84,6 +84,9 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         && work.cx.consumer.is_none();
     let mut anonymous = request.clone();
     anonymous.method = http::Method::GET;
+    for name in IDENTITY {
+        anonymous.headers.remove(name);
+    }
     for name in [
         header::COOKIE,
         header::AUTHORIZATION,
