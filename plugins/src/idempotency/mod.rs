@@ -293,11 +293,12 @@ impl Idempotency {
         let address = cx.client.ip.to_string();
         let subject = cx.identity.as_ref().map(|i| i.subject.as_str()).filter(|s| !s.is_empty());
         let (kind, caller) = match (&cx.consumer, subject, req.headers.get(header::AUTHORIZATION)) {
-            (Some(consumer), ..) => ("consumer", consumer.entity.id.as_bytes()),
-            (None, Some(subject), _) => ("subject", subject.as_bytes()),
-            (None, None, Some(value)) => ("authorization", value.as_bytes()),
-            (None, None, None) if self.rules.by_address => ("ip", address.as_bytes()),
-            (None, None, None) => ("", &[][..]),
+            // The anonymous consumer, which has no identity, is many callers.
+            (Some(consumer), ..) if cx.identity.is_some() => ("consumer", consumer.entity.id.as_bytes()),
+            (_, Some(subject), _) => ("subject", subject.as_bytes()),
+            (_, None, Some(value)) => ("authorization", value.as_bytes()),
+            (_, None, None) if self.rules.by_address => ("ip", address.as_bytes()),
+            (_, None, None) => ("", &[][..]),
         };
         let parts = [self.scope.as_bytes(), route.as_bytes(), kind.as_bytes(), caller, req.method.as_str().as_bytes(), req.uri.path().as_bytes(), key.as_bytes()];
         format!("idempotency:{}", key::hash(&parts))

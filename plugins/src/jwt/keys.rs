@@ -90,7 +90,7 @@ impl Alg {
 
 /// A key for one algorithm.
 pub(super) enum Key {
-    Secret(hmac::Key),
+    Secret(Box<hmac::Key>),
     Public(ParsedPublicKey),
 }
 
@@ -98,7 +98,7 @@ impl Key {
     /// An HMAC secret. `None`: it is empty, or the algorithm is none of HMAC's.
     pub(super) fn secret(alg: Alg, secret: &[u8]) -> Option<Key> {
         let hash = alg.public().err().filter(|_| !secret.is_empty())?;
-        Some(Key::Secret(hmac::Key::new(hash, secret)))
+        Some(Key::Secret(Box::new(hmac::Key::new(hash, secret))))
     }
 
     /// A public key: SubjectPublicKeyInfo or PKCS#1 in DER, or the bare point of a curve. `None`: it is not one for the algorithm, or an

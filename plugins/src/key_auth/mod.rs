@@ -144,7 +144,8 @@ impl KeyAuth {
         found
     }
 
-    fn check(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Result<Caller, Reply> {
+    /// Errors: the message of the 401.
+    fn check(&self, cx: &RequestContext, req: &request::Parts) -> Result<Caller, &'static str> {
         let form = match (&cx.body, self.rules.body) {
             (Some(seen), true) => Form::read(req.headers.get(header::CONTENT_TYPE), &seen.bytes[..seen.bytes.len().min(MOST_BODY)]),
             _ => None,
@@ -158,40 +159,31 @@ impl KeyAuth {
                     key = values.pop();
                     break;
                 }
-                _ => return Err(self.refuse(cx, req, "Duplicate API key found")),
+                _ => return Err("Duplicate API key found"),
             }
         }
-        let Some(key) = key.filter(|key| !key.is_empty()) else {
-            return Err(self.refuse(cx, req, "No API key found in request"));
-        };
-        let Some((consumer, id)) = self.index.key(&key) else {
-            return Err(self.refuse(cx, req, "Unauthorized"));
-        };
+        let key = key.filter(|key| !key.is_empty()).ok_or("No API key found in request")?;
+        let (consumer, id) = self.index.key(&key).ok_or("Unauthorized")?;
         Ok(Caller::known(consumer, id))
     }
 
-    /// Takes the key out of what is forwarded, wherever it may stand.
-    fn hide(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Result<(), Reply> {
+    /// Takes the key out of what is forwarded, wherever it may stand. `false`: it stands in a body that is too large for that.
+    fn hide(&self, cx: &mut RequestContext, req: &mut request::Parts) -> bool {
         for (header, name) in &self.rules.names {
             req.headers.remove(header);
             query::remove(req, name);
         }
-        let Some(seen) = cx.body.as_mut().filter(|seen| self.rules.body && !seen.bytes.is_empty()) else { return Ok(()) };
+        let Some(seen) = cx.body.as_mut().filter(|seen| self.rules.body && !seen.bytes.is_empty()) else { return true };
         let names: Vec<&str> = self.rules.names.iter().map(|(_, name)| name.as_str()).collect();
         let kind = req.headers.get(header::CONTENT_TYPE);
         if !seen.whole {
-            let Some(form) = Form::read(kind, &seen.bytes) else { return Ok(()) };
-            if names.iter().all(|name| form.values(name).is_empty()) {
-                return Ok(());
-            }
-            let message = "Request body too large to take the API key out of it";
-            return Err(Reply::error(BY, cx, req.headers.get(header::ACCEPT), StatusCode::PAYLOAD_TOO_LARGE, message));
+            return Form::read(kind, &seen.bytes).is_none_or(|form| names.iter().all(|name| form.values(name).is_empty()));
         }
         if let Some(rest) = form::without(kind, &seen.bytes, &names) {
             seen.bytes = rest.into();
             cx.replace_body = Some(seen.bytes.clone());
         }
-        Ok(())
+        true
     }
 }
 
@@ -208,12 +200,10 @@ impl Plugin for KeyAuth {
         if self.gate.steps_back(cx, &req.method) {
             return Flow::Continue;
         }
-        let found = self.check(cx, req);
-        if self.rules.hide
-            && found.is_ok()
-            && let Err(reply) = self.hide(cx, req)
-        {
-            return Flow::Reply(reply);
+        let found = self.check(cx, req).map_err(|message| self.refuse(cx, req, message));
+        if self.rules.hide && found.is_ok() && !self.hide(cx, req) {
+            let message = "Request body too large to take the API key out of it";
+            return Flow::Reply(Reply::error(BY, cx, req.headers.get(header::ACCEPT), StatusCode::PAYLOAD_TOO_LARGE, message));
         }
         self.gate.decide(cx, found)
     }

@@ -172,6 +172,17 @@ async fn several_plugins_are_or_with_anonymous_and_and_without() {
 }
 
 #[tokio::test]
+async fn callers_behind_the_anonymous_consumer_are_not_one() {
+    let plugins = [("key-auth", "anonymous: guest"), ("idempotency", "anonymous: ip")];
+    let rig = Rig::of(vec![consumer("guest")], &plugins);
+    for ip in ["192.0.2.1", "192.0.2.2", "192.0.2.1"] {
+        let seen = rig.run(ask("POST", "/orders").with("idempotency-key", "one").body("{}").from(ip)).await;
+        assert_eq!(seen.status(), 200);
+    }
+    assert_eq!(rig.calls(), 2, "the third is a repetition of the first, the second is not");
+}
+
+#[tokio::test]
 async fn metrics_tell_what_was_decided() {
     let rig = rig("{}");
     rig.run(get("/")).await;
