@@ -141,6 +141,19 @@ pub struct PageRule {
     /// Largest body that is stored.
     #[serde(default = "d_max_page")]
     pub max_size: Size,
+    /// Fetches of this rule's pages at once, each Weir for itself; others wait or get the stale page. Without it: no limit.
+    #[serde(default)]
+    pub max_fills: Option<u32>,
+    /// Beta of the XFetch rule: how eagerly one request refreshes a page before its time is over. 0: never; 1: the paper's optimum.
+    #[serde(default = "d_early_refresh")]
+    pub early_refresh: f64,
+    /// With `ttl: origin`, for answers that do not say how long they are good for: this share of the time since `Last-Modified` (RFC 9111
+    /// section 4.2.2). 0: such answers are not stored.
+    #[serde(default)]
+    pub heuristic: f32,
+    /// Whether `Cache-Control` of requests counts (RFC 9111 section 5.2.1). Visitors can then make the origin work.
+    #[serde(default)]
+    pub honour_request: bool,
 }
 
 /// `cache:` of a page rule.
@@ -590,6 +603,9 @@ pub fn session_cookies() -> Vec<String> {
 }
 fn d_page_ttl() -> Ttl {
     Ttl::Origin
+}
+fn d_early_refresh() -> f64 {
+    1.0
 }
 fn d_max_page() -> Size {
     Size(4 * 1024 * 1024)

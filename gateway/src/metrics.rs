@@ -17,6 +17,9 @@ pub struct Metrics {
     plugins: IntCounterVec,
     failures: IntCounterVec,
     upstream_up: IntGaugeVec,
+    refused: IntGaugeVec,
+    cache_bytes: IntGauge,
+    cache_entries: IntGauge,
     store_up: IntGauge,
     reloads: IntCounterVec,
     warm_ups: IntCounterVec,
@@ -59,6 +62,12 @@ impl Metrics {
             plugins: counters("weir_plugin_outcomes_total", "What plugins decided.", &["plugin", "outcome"]),
             failures: counters("weir_failures_total", "Requests that could not be served, by cause.", &["door", "cause"]),
             upstream_up: register(&registry, IntGaugeVec::new(Opts::new("weir_upstream_up", "1 while the endpoint is in use."), &["endpoint"])),
+            refused: register(
+                &registry,
+                IntGaugeVec::new(Opts::new("weir_cache_refused", "Fetched answers that were not stored since the start, by reason."), &["reason"]),
+            ),
+            cache_bytes: register(&registry, IntGauge::new("weir_cache_memory_bytes", "Bytes in the memory tier.")),
+            cache_entries: register(&registry, IntGauge::new("weir_cache_memory_entries", "Entries in the memory tier.")),
             store_up: register(&registry, IntGauge::new("weir_store_up", "1 while the store answers.")),
             reloads: counters("weir_reloads_total", "Configurations loaded.", &["outcome"]),
             warm_ups: counters("weir_warm_up_requests_total", "Warm-up requests.", &["outcome"]),
@@ -134,6 +143,12 @@ impl Metrics {
         for (name, up, _) in environment.endpoints.health() {
             self.upstream_up.with_label_values(&[&name]).set(i64::from(up));
         }
+        let cache = environment.cache.stats();
+        for (reason, count) in &cache.refused {
+            self.refused.with_label_values(&[reason]).set(i64::try_from(*count).unwrap_or(i64::MAX));
+        }
+        self.cache_bytes.set(i64::try_from(cache.memory_bytes).unwrap_or(i64::MAX));
+        self.cache_entries.set(i64::try_from(cache.memory_entries).unwrap_or(i64::MAX));
         self.store_up.set(i64::from(environment.store.health.check().is_ok()));
         let mut out = Vec::new();
         // The encoder fails only when its writer does; a Vec does not.

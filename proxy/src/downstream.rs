@@ -64,6 +64,11 @@ pub trait Downstream: Send {
     /// Writes a piece of the body.
     fn write(&mut self, piece: Bytes) -> impl Future<Output = Result<(), ClientError>> + Send;
 
+    /// Sends what waits in a buffer.
+    fn flush(&mut self) -> impl Future<Output = Result<(), ClientError>> + Send {
+        async { Ok(()) }
+    }
+
     /// The body is complete.
     fn end(&mut self) -> impl Future<Output = Result<(), ClientError>> + Send;
 

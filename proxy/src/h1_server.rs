@@ -346,6 +346,10 @@ impl Downstream for H1<'_> {
         }
     }
 
+    async fn flush(&mut self) -> Result<(), ClientError> {
+        if self.out.is_empty() { Ok(()) } else { self.send(&[], &[]).await }
+    }
+
     async fn end(&mut self) -> Result<(), ClientError> {
         match self.framing {
             ResponseLength::Length(left) if left > 0 => {

@@ -128,7 +128,7 @@ fn compile(rule: &PageRule) -> Page {
     let stale = |d: Option<weir_config::Millis>| d.map(|d| d.get()).unwrap_or_default();
     let freshness = match rule.ttl {
         Ttl::For(ttl) => Freshness::For { ttl, override_control: rule.override_cache_control },
-        Ttl::Origin => Freshness::Origin { heuristic: 0.0, cap: ORIGIN_CAP, default: None },
+        Ttl::Origin => Freshness::Origin { heuristic: rule.heuristic.clamp(0.0, 1.0), cap: ORIGIN_CAP, default: None },
     };
     let policy = Policy {
         name: rule.path.clone(),
@@ -139,12 +139,12 @@ fn compile(rule: &PageRule) -> Page {
         stale_while_revalidate: stale(rule.stale_while_revalidate),
         stale_if_error: stale(rule.stale_if_error),
         tags: rule.tags.clone(),
-        honour_request: false,
-        early_refresh_beta: 1.0,
+        honour_request: rule.honour_request,
+        early_refresh_beta: rule.early_refresh.max(0.0),
         hit_for_miss: Duration::from_secs(10),
         lease: Duration::from_secs(5),
         max_wait: Duration::from_secs(30),
-        max_fills: None,
+        max_fills: rule.max_fills.map(|n| n as usize),
         client_cache_control: Some(HeaderValue::from_static(CLIENT_CONTROL)),
         encode: true,
     };

@@ -11,7 +11,7 @@ use crate::{
 };
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request, response};
-use std::sync::Arc;
+use std::{future::poll_fn, sync::Arc, task::Poll};
 use weir_cache::{BodyReader, CacheRequest, FetchError, Outcome, Plan, Report};
 use weir_gateway::{Chain, Reply, RequestContext, ServiceRuntime, context::SeenBody, plugin::Ending};
 
@@ -61,6 +61,8 @@ impl<D: Downstream> Work<'_, D> {
     fn finish_head(&mut self, parts: &mut response::Parts) {
         let headers = &mut parts.headers;
         self.cx.status = parts.status.as_u16();
+        // Meant for this cache alone (RFC 9213 section 2.1).
+        headers.remove("weir-cache-control");
         if self.shown.strip_site {
             crate::classify::strip_response_headers(headers);
             crate::classify::strip_stray_location(parts.status, headers);
@@ -160,17 +162,29 @@ impl<D: Downstream> Work<'_, D> {
                 chain.end(&mut self.cx, Ending::Broken).await;
                 break;
             }
-            let arrived = if client.is_ok() && !self.cx.must_complete {
-                tokio::select! {
-                    biased;
-                    arrived = body.chunk() => arrived,
-                    () = self.down.gone() => {
-                        client = Err(ClientError::Gone);
-                        continue;
+            let arrived = {
+                let mut chunk = std::pin::pin!(body.chunk());
+                match poll_fn(|cx| Poll::Ready(chunk.as_mut().poll(cx))).await {
+                    Poll::Ready(arrived) => arrived,
+                    Poll::Pending => {
+                        // Nothing yet: what was written so far (the head, perhaps) must not wait for it.
+                        if client.is_ok() {
+                            client = self.down.flush().await;
+                        }
+                        if client.is_ok() && !self.cx.must_complete {
+                            tokio::select! {
+                                biased;
+                                arrived = &mut chunk => arrived,
+                                () = self.down.gone() => {
+                                    client = Err(ClientError::Gone);
+                                    continue;
+                                }
+                            }
+                        } else {
+                            chunk.await
+                        }
                     }
                 }
-            } else {
-                body.chunk().await
             };
             match arrived {
                 Ok(Some(mut piece)) => {
