@@ -1,1 +1,1 @@
-//! Placeholder.
+//! Benchmarks: criterion ones in `benches/`; `cargo bench -p weir-bench` runs them.
