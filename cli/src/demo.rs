@@ -44,9 +44,9 @@ pub fn demo(demo: Demo) -> anyhow::Result<()> {
 const TOUR: &str = r#"
 Try it (each line as it is; `jq` is not needed):
 
-  a page, twice: MISS, then HIT (its guest cookie comes with it)
-    curl -si http://localhost:9000/categories | grep -iE '^(HTTP|x-cache|cache-status|set-cookie)'
-    curl -si http://localhost:9000/categories | grep -iE '^(HTTP|x-cache|cache-status|set-cookie)'
+  a page, twice: MISS, then HIT (a guest cookie comes with it; `/` and `/categories` are warm already)
+    curl -si http://localhost:9000/categories/shoes | grep -iE '^(HTTP|x-cache|cache-status|set-cookie)'
+    curl -si http://localhost:9000/categories/shoes | grep -iE '^(HTTP|x-cache|cache-status|set-cookie)'
 
   the same page as a React Server Components request: BYPASS, byte for byte
     curl -si -H 'RSC: 1' 'http://localhost:9000/categories?_rsc=abc' | head -20
