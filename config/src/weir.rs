@@ -1,6 +1,6 @@
 //! Weir's own file: `store`, `edge`, `gateway`, `warm_up`, `admin`, `server`, and the checks that need more than one of them.
 
-use crate::document::*;
+use crate::{document::*, entities::*};
 use crate::net::{HostPort, check_host, parse_listen};
 use crate::node::Kind;
 use crate::reader::Context;

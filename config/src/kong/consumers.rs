@@ -1,7 +1,7 @@
 //! `consumers`, their credentials (nested or flat) and `consumer_groups`.
 
 use super::{Draft, Ref, Scope, plugins, reference, tags};
-use crate::document::{Consumer, JwtCredential};
+use crate::{Consumer, JwtCredential};
 use crate::reader::{Context, Fields};
 use crate::{Node, Secret};
 

@@ -11,7 +11,7 @@ mod upstreams;
 
 pub use upstreams::{ActiveCheck, HealthChecks, Healthy, PassiveCheck, Unhealthy, UpstreamSettings};
 
-use crate::document::*;
+use crate::entities::*;
 use crate::node::Kind;
 use crate::reader::{Context, Fields};
 use crate::{Node, Span, Spanned};

@@ -2,7 +2,7 @@
 
 use super::routes::PROTOCOLS;
 use super::{Draft, Ref, Scope, reference};
-use crate::document::PluginEntry;
+use crate::PluginEntry;
 use crate::node::Kind;
 use crate::reader::{Context, Fields};
 use crate::words::{did_you_mean, listed};

@@ -1,7 +1,7 @@
 //! `routes`.
 
 use super::{Draft, Scope, plugins, reference, tags};
-use crate::document::{PathHandling, PathMatcher, Route};
+use crate::{PathHandling, PathMatcher, Route};
 use crate::net::HostPort;
 use crate::node::Kind;
 use crate::reader::{Context, Fields};

@@ -1,7 +1,7 @@
 //! `services`.
 
 use super::{Draft, Scope, plugins, routes, tags};
-use crate::document::Service;
+use crate::Service;
 use crate::net::{HostPort, check_host};
 use crate::reader::{Context, Fields};
 use crate::{Node, Spanned};

@@ -1,6 +1,6 @@
 //! Routes that can never be reached, because an earlier one matches exactly the same.
 
-use crate::document::Route;
+use crate::Route;
 use crate::reader::Context;
 use std::collections::HashMap;
 

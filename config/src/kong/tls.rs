@@ -1,7 +1,7 @@
 //! `certificates`, `snis` and `ca_certificates`.
 
 use super::{Draft, reference};
-use crate::document::Certificate;
+use crate::Certificate;
 use crate::node::Kind;
 use crate::reader::{Context, Fields};
 use crate::{Node, Secret, Spanned};

@@ -1,7 +1,7 @@
 //! `upstreams` and their `targets`.
 
 use super::{Draft, reference};
-use crate::document::{Target, Upstream};
+use crate::{Target, Upstream};
 use crate::net::HostPort;
 use crate::reader::{Context, Fields};
 use crate::{Node, Spanned};
