@@ -1,0 +1,43 @@
+"""Looking at answers: what a round counted is worth nothing if the answers were not the right ones."""
+
+import http.client
+import ssl
+
+from .load import Failed
+
+PAGE, JSON = 10240, 2048
+
+
+def ask(port, path, headers=None, tls=False):
+    """One GET. Returns status, headers (lower-case names) and body."""
+    if tls:
+        context = ssl._create_unverified_context()
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        connection = http.client.HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+    else:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    try:
+        connection.request("GET", path, headers=headers or {})
+        answer = connection.getresponse()
+        body = answer.read()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, body
+    except (OSError, http.client.HTTPException) as error:
+        raise Failed(f"GET {path}: {error!r}") from error
+    finally:
+        connection.close()
+
+
+def expect(product, got, length, hit=False, status=200):
+    """Raises Failed unless status and length are right and, if asked for, the answer says that it came from the cache."""
+    found_status, headers, body = got
+    if found_status != status:
+        raise Failed(f"{product.name}: status {found_status} instead of {status}: {body[:200]!r}")
+    if length is not None and len(body) != length:
+        raise Failed(f"{product.name}: {len(body)} bytes instead of {length}")
+    if hit and not product.hit(headers):
+        raise Failed(f"{product.name}: not a hit: {headers}")
+
+
+def origin_count(port):
+    """How many requests the origin has answered so far."""
+    return int(ask(port, "/count")[2])

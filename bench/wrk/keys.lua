@@ -1,0 +1,16 @@
+-- For wrk: asks for /p/0 … /p/(KEYS-1) in an order that leaps about and reaches every key. Needs KEYS.
+local keys = tonumber(os.getenv("KEYS"))
+local made, at = {}, 0
+local stride = 7919
+while keys % stride == 0 do stride = stride + 2 end
+
+function init(args)
+    for i = 0, keys - 1 do made[i] = wrk.format("GET", "/p/" .. i) end
+end
+
+function request()
+    at = (at + stride) % keys
+    return made[at]
+end
+
+dofile(os.getenv("WRK_SCRIPTS") .. "/report.lua")
