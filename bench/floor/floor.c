@@ -56,6 +56,7 @@ static int delayed[MAX_FD], delayed_count;
 static int epoll;
 static char page[PAGE], json[JSON], block[BLOCK];
 static char **kept;
+static char date[40];
 static long keys, count;
 static bool sink;
 
@@ -104,6 +105,14 @@ static void keep_pages(void) {
         int len = snprintf(text, sizeof text, "page %ld", i);
         memcpy(kept[i] + 22, text, (size_t)len);
     }
+}
+
+static void tell_date(void) {
+    static time_t last;
+    time_t t = time(NULL);
+    if (t == last) return;
+    last = t;
+    strftime(date, sizeof date, "%a, %d %b %Y %H:%M:%S GMT", gmtime(&t));
 }
 
 static void watch(struct conn *c, unsigned events) {
@@ -162,7 +171,7 @@ static const char *field(const char *head, const char *end, const char *name) {
 
 static void answer(struct conn *c, const char *type, const char *more, const char *body, size_t len, size_t period) {
     c->body = body, c->body_len = len, c->period = period;
-    c->head_len = (size_t)snprintf(c->head, HEAD, "HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %zu\r\n%s\r\n", type, len, more);
+    c->head_len = (size_t)snprintf(c->head, HEAD, "HTTP/1.1 200 OK\r\nDate: %s\r\nContent-Type: %s\r\nContent-Length: %zu\r\n%s\r\n", date, type, len, more);
 }
 
 /* One request that is wholly here begins at `in` and its head ends at `end`. */
@@ -281,6 +290,7 @@ int main(int argc, char **argv) {
     for (;;) {
         int wait = delayed_count ? release_delayed() : -1;
         int n = epoll_wait(epoll, got, EVENTS, wait);
+        tell_date();
         for (int i = 0; i < n; i++) {
             if (got[i].data.fd == door) {
                 int fd, on = 1;

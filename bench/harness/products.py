@@ -189,9 +189,11 @@ class Varnish(Product):
 
 class Envoy(Product):
     name, title, config, tools = "envoy", "Envoy", "envoy.yaml", ("envoy",)
+    doors, h2 = ("HTTP", "TLS", "ADMIN"), "HTTP"
 
     def launch(self, server, values):
-        config = self.configuration(server, values)
+        size = int(values["TOKEN_CACHE"])
+        config = self.configuration(server, {**values, "JWT_CACHE": f"jwt_cache_config: {{ jwt_cache_size: {size} }}" if size > 1 else ""})
         server.launch([tools.envoy(), "-c", config, "--concurrency", "1", "--disable-hot-restart", "-l", "warn"])
 
     def log_file(self, server):

@@ -74,10 +74,23 @@ class Tokens:
         path.write_text("\n".join(self.made(algorithm)) + "\n")
         return path
 
+    def jwks(self, algorithm):
+        """The key as a JSON Web Key Set, for those who do not read PEM."""
+        if algorithm == "HS256":
+            key = {"kty": "oct", "k": encoded(SECRET.encode())}
+        else:
+            der = subprocess.run(["openssl", "pkey", "-pubin", "-in", self.public_key(algorithm), "-outform", "DER"], capture_output=True, check=True).stdout
+            if algorithm == "ES256":
+                key = {"kty": "EC", "crv": "P-256", "x": encoded(der[-64:-32]), "y": encoded(der[-32:])}
+            else:
+                # A 2,048-bit modulus is followed by the exponent 65537 as an INTEGER of three bytes.
+                key = {"kty": "RSA", "n": encoded(der[-261:-5]), "e": encoded(der[-3:])}
+        return json.dumps({"keys": [{**key, "alg": algorithm}]})
+
     def settings(self, algorithm):
         """What configurations need to know."""
         if algorithm == "HS256":
-            return {"ALG": algorithm, "SECRET": SECRET, "TOKEN_KEY": f"secret: {SECRET}", "TOKEN_CACHE": 100000}
+            return {"ALG": algorithm, "SECRET": SECRET, "JWKS": self.jwks(algorithm), "TOKEN_KEY": f"secret: {SECRET}", "TOKEN_CACHE": 100000}
         public = self.public_key(algorithm)
         block = "public_key: |\n" + "".join(f"                  {line}\n" for line in public.read_text().splitlines())
-        return {"ALG": algorithm, "SECRET": SECRET, "PUBLIC_KEY": public, "TOKEN_KEY": block.rstrip("\n"), "TOKEN_CACHE": 100000}
+        return {"ALG": algorithm, "SECRET": SECRET, "JWKS": self.jwks(algorithm), "PUBLIC_KEY": public, "TOKEN_KEY": block.rstrip("\n"), "TOKEN_CACHE": 100000}
