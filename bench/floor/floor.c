@@ -10,6 +10,7 @@
  *
  *   GET /page, /p/N           a page of 10,240 bytes; every N has a text of its own
  *   GET /json, /api/...       2,048 bytes of JSON
+ *   GET /small/N              a page of 1,024 bytes
  *   GET /size/N               N bytes
  *   GET /slow/MS/ANYTHING     the page, after MS milliseconds
  *   GET /stale/MS/AGE/NAME    the same, fresh for AGE seconds
@@ -34,7 +35,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 10240, JSON = 2048, HEAD = 512, IN = 16384, BLOCK = 1 << 20, EVENTS = 256, MAX_FD = 1 << 17 };
+enum { PAGE = 10240, SMALL = 1024, JSON = 2048, HEAD = 512, IN = 16384, BLOCK = 1 << 20, EVENTS = 256, MAX_FD = 1 << 17 };
 
 struct conn {
     int fd;
@@ -195,7 +196,8 @@ static void handle(struct conn *c, const char *in, const char *end) {
             c->number_len = (size_t)snprintf(c->number, sizeof c->number, "page %ld", key);
             answer(c, html, fresh, page, PAGE, PAGE);
         }
-    } else if (!strncmp(path, "/page", 5)) answer(c, html, fresh, page, PAGE, PAGE);
+    } else if (!strncmp(path, "/small/", 7)) answer(c, html, fresh, page + PAGE - SMALL, SMALL, SMALL);
+    else if (!strncmp(path, "/page", 5)) answer(c, html, fresh, page, PAGE, PAGE);
     else if (!strncmp(path, "/size/", 6)) answer(c, "application/octet-stream", "", block, (size_t)atol(path + 6), BLOCK);
     else if (!strncmp(path, "/slow/", 6)) {
         answer(c, html, fresh, page, PAGE, PAGE);

@@ -1,6 +1,8 @@
 """Looking at answers: what a round counted is worth nothing if the answers were not the right ones."""
 
 import http.client
+import re
+import socket
 import ssl
 
 from .load import Failed
@@ -41,3 +43,13 @@ def expect(product, got, length, hit=False, status=200):
 def origin_count(port):
     """How many requests the origin has answered so far."""
     return int(ask(port, "/count")[2])
+
+
+def redis_commands(port):
+    """How many commands Redis has carried out so far."""
+    with socket.create_connection(("127.0.0.1", port), 5) as connection:
+        connection.sendall(b"INFO stats\r\n")
+        text = b""
+        while not (found := re.search(rb"total_commands_processed:(\d+)\r\n", text)):
+            text += connection.recv(65536)
+        return int(found[1])

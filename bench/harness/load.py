@@ -48,6 +48,8 @@ def h2load(url, cores, seconds, connections=10, streams=32):
 
 def handshakes(port, path, cores, seconds, clients=4):
     """Full TLS 1.3 handshakes, each with one request, by `openssl s_time`: a new session every time."""
+    # It writes `GET {path} HTTP/1.0`; what is needed for HTTP/1.1 goes into the path, and its own version into a field.
+    path = f"{path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\nX-Rest:"
     command = ["openssl", "s_time", "-connect", f"127.0.0.1:{port}", "-new", "-tls1_3", "-www", path, "-time", str(seconds)]
     begun = time.monotonic()
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, preexec_fn=cpu.pin(cores)) for _ in range(clients)]

@@ -233,7 +233,7 @@ class Weir(Product):
     """`binary` and `label`: several builds can be measured side by side."""
 
     name, title, config, tools = "weir", "Weir", "weir.yaml", ()
-    doors = ("HTTP", "GATEWAY", "ADMIN")
+    doors = ("HTTP", "TLS", "GATEWAY", "ADMIN")
     gateway, h2 = "GATEWAY", "HTTP"
 
     def __init__(self, settings, binary, label=None):
@@ -245,8 +245,14 @@ class Weir(Product):
     def folder(self):
         return "weir"
 
+    def awaited(self, values):
+        return [door for door in self.doors if door != "TLS" or values.get("WITH_TLS")]
+
     def launch(self, server, values):
-        config = self.configuration(server, values)
+        listen = f"127.0.0.1:{values['HTTP']}"
+        if values.get("WITH_TLS"):
+            listen = f"[{listen}, 127.0.0.1:{values['TLS']} tls]\n  certificates: [{{ cert: {values['CERT']}, key: {values['KEY']} }}]"
+        config = self.configuration(server, {**values, "LISTEN": listen})
         server.launch([self.binary, "run", "-c", config])
 
     def log_file(self, server):
