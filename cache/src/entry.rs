@@ -177,7 +177,8 @@ impl Entry {
         self.pick_for(&Accepted::of(accept_encoding))
     }
 
-    pub(crate) fn pick_for(&self, accepted: &Accepted) -> &Variant {
+    /// The same, for an `Accept-Encoding` that was read already.
+    pub fn pick_for(&self, accepted: &Accepted) -> &Variant {
         let mut best = (&self.identity, 0);
         // The first of equals wins: smallest first, identity last.
         for variant in self.variants() {
@@ -196,7 +197,8 @@ impl Entry {
         self.held_for(|| std::iter::once(if_none_match), &Accepted::of(accept_encoding))
     }
 
-    pub(crate) fn held_for<'a, L: Iterator<Item = &'a [u8]>>(&self, lists: impl Fn() -> L, accepted: &Accepted) -> Option<&Variant> {
+    /// The same, from all lines of `If-None-Match`.
+    pub fn held_for<'a, L: Iterator<Item = &'a [u8]>>(&self, lists: impl Fn() -> L, accepted: &Accepted) -> Option<&Variant> {
         let best = self.pick_for(accepted);
         let others = self.variants().filter(|variant| accepted.weight(variant.coding) > 0);
         std::iter::once(best).chain(others).find(|variant| crate::respond::lists_tag(lists(), variant.etag.as_deref()))
@@ -355,14 +357,21 @@ impl Entry {
         if beta <= 0.0 || !beta.is_finite() {
             return false;
         }
-        let left = self.fresh_ms(now_ms);
-        let fetch = self.meta.fetch_ms as f64;
-        // -ln of a number in (0, 1]: 36 at the very most, so most requests are done without drawing one.
-        if left as f64 > fetch * beta * 37.0 {
+        // Most requests are done without drawing a number.
+        if !self.nears_its_end(now_ms, beta) {
             return false;
         }
+        let left = self.fresh_ms(now_ms);
+        let fetch = self.meta.fetch_ms as f64;
         let drawn = -(1.0 - fastrand::f64()).ln();
         fetch * beta * drawn >= left as f64
+    }
+
+    /// Whether it is so near its end that [`Entry::wants_early_refresh`] may say yes.
+    #[inline]
+    pub fn nears_its_end(&self, now_ms: u64, beta: f64) -> bool {
+        // -ln of a number in (0, 1] is 36 at the very most.
+        self.fresh_ms(now_ms) as f64 <= self.meta.fetch_ms as f64 * beta * 37.0
     }
 
     /// No new fetch for this stale entry before the given time: the last one failed.

@@ -187,10 +187,16 @@ pub fn strip_internal(query: &str) -> Cow<'_, str> {
 /// A page's key as it is shown: `{class}:{host}{path}{?query}`; host, path and query as the functions above return them.
 pub fn page_key(class: &str, host: &str, path: &str, query: &Query) -> String {
     let mut key = String::with_capacity(class.len() + 1 + host.len() + path.len() + query.key.len());
-    for part in [class, ":", host, path, &query.key] {
-        key.push_str(part);
-    }
+    write_page_key(&mut key, class, host, path);
+    key.push_str(&query.key);
     key
+}
+
+/// Appends a page's key without its query.
+pub fn write_page_key(out: &mut String, class: &str, host: &str, path: &str) {
+    for part in [class, ":", host, path] {
+        out.push_str(part);
+    }
 }
 
 /// The name as the origin will read it: an escaped letter hides nothing.

@@ -48,7 +48,9 @@ mod tier;
 pub mod vary;
 
 pub use contract::*;
+pub use encode::{Accepted, Variant};
 pub use engine::{Engine, EngineOptions};
 pub use entry::Entry;
 pub use purge::{Purge, PurgeReport};
+pub use respond::write_fields_of_304;
 pub use stats::{Stats, StatsSnapshot};

@@ -64,6 +64,20 @@ pub(crate) fn without_body(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
+/// Appends the lines of a ready-made head that a 304 has: [`without_body`] for bytes.
+pub fn write_fields_of_304(out: &mut Vec<u8>, head: &[u8]) {
+    let tagged = crate::entry::lines(head).any(|(name, _)| is(name, &header::ETAG));
+    for (name, value) in crate::entry::lines(head) {
+        if !BODY_FIELDS.iter().any(|field| is(name, field)) && !(tagged && is(name, &header::LAST_MODIFIED)) {
+            fields::write_field(out, name, value);
+        }
+    }
+}
+
+fn is(name: &[u8], field: &HeaderName) -> bool {
+    name.eq_ignore_ascii_case(field.as_str().as_bytes())
+}
+
 fn number(value: u64) -> HeaderValue {
     HeaderValue::from(value)
 }

@@ -181,6 +181,7 @@ impl ShutdownSignalWatch for Signals {
                     break;
                 }
             }
+            weir.access.flush();
             std::process::exit(0);
         });
         ShutdownSignal::GracefulTerminate

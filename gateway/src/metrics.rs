@@ -1,7 +1,8 @@
 //! What is counted, under the field's usual names, in Prometheus' text format.
 
 use crate::RequestContext;
-use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+pub use prometheus::IntCounter;
+use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use weir_cache::{Report, Tier, Verdict};
 
 /// All metrics of the process.
@@ -28,6 +29,37 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Connections accepted.
     pub accepted: IntCounter,
+    /// Lines of the access log that were dropped.
+    pub log_dropped: IntCounter,
+}
+
+/// The counters that hits of one page rule need, looked up once when the rule is compiled: a hit adds numbers and searches nothing.
+pub struct HitCounters {
+    whole: IntCounter,
+    not_modified: IntCounter,
+    partial: IntCounter,
+    duration: Histogram,
+    bytes: IntCounter,
+    cache: IntCounter,
+    client_gone: IntCounter,
+}
+
+impl HitCounters {
+    /// A hit was sent: with this status (200, 206 or 304), so many bytes of body, in this time; `gone`: the client did not take all of it.
+    pub fn hit(&self, status: u16, bytes: u64, time: std::time::Duration, gone: bool) {
+        match status {
+            304 => &self.not_modified,
+            206 => &self.partial,
+            _ => &self.whole,
+        }
+        .inc();
+        self.duration.observe(time.as_secs_f64());
+        self.bytes.inc_by(bytes);
+        self.cache.inc();
+        if gone {
+            self.client_gone.inc();
+        }
+    }
 }
 
 const SECONDS: [f64; 14] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -73,6 +105,10 @@ impl Metrics {
             warm_ups: counters("weir_warm_up_requests_total", "Warm-up requests.", &["outcome"]),
             guests: counters("weir_guest_tokens_total", "Guest tokens issued.", &["issuer"]),
             connections: register(&registry, IntGauge::new("weir_connections", "Client connections open now.")),
+            log_dropped: register(
+                &registry,
+                IntCounter::new("weir_access_log_dropped_total", "Lines of the access log for which there was no room."),
+            ),
             accepted: register(&registry, IntCounter::new("weir_connections_total", "Client connections accepted.")),
             registry,
         }
@@ -92,6 +128,20 @@ impl Metrics {
         self.bytes.with_label_values(&[door, "out"]).inc_by(cx.bytes.1);
         if let Some(cause) = cx.failure {
             self.failures.with_label_values(&[door, cause]).inc();
+        }
+    }
+
+    /// The counters for hits in memory that the fast lane serves at a door, for requests of one kind under one cache policy.
+    pub fn hits(&self, door: &str, kind: &str, policy: &str) -> HitCounters {
+        let status = |status: &str| self.requests.with_label_values(&[door, kind, status]);
+        HitCounters {
+            whole: status("200"),
+            not_modified: status("304"),
+            partial: status("206"),
+            duration: self.duration.with_label_values(&[door, kind]),
+            bytes: self.bytes.with_label_values(&[door, "out"]),
+            cache: self.cache.with_label_values(&[policy, "hit", "memory"]),
+            client_gone: self.failures.with_label_values(&[door, "client-gone"]),
         }
     }
 

@@ -16,7 +16,8 @@
 //! | does the client want a page? | document |
 //! | anything else | asset |
 
-use http::{HeaderMap, HeaderName, Method, StatusCode, header, request};
+use crate::h1::Peeked;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request};
 use percent_encoding::percent_decode_str;
 use std::borrow::Cow;
 
@@ -122,12 +123,27 @@ pub fn classify(req: &request::Parts, rules: &ClassifyRules) -> Classified {
     let path = req.uri.path();
     let next_data = below(path, &rules.base_path).is_some_and(|rest| rest.starts_with("/_next/data/"));
     let api = is_api(path, rules);
-    let monitor = is_monitor(&req.headers);
+    let monitor = req.headers.get(header::USER_AGENT).is_some_and(|agent| is_monitor(agent.as_bytes()));
     let (class, reason) = match reject(req, rules) {
         Some((status, reason)) => (Class::Reject(status), reason),
         None => kind(req, rules, api, next_data),
     };
     Classified { class, reason, api, monitor, next_data }
+}
+
+/// Whether a plain GET or HEAD asks for a page, by what the fast lane reads of it. Answers `true` only where [`classify`] says
+/// [`Class::Document`] and no monitor for the same request; in doubt `false`.
+pub fn is_plain_document(head: &Peeked<'_>, rules: &ClassifyRules) -> bool {
+    let path = head.path;
+    bad_path(path).is_none()
+        && !HEALTH_PATHS.contains(&path)
+        && !is_api(path, rules)
+        && memchr::memmem::find(path.as_bytes(), b"/_next/").is_none()
+        && !path.ends_with("/_next/image")
+        && !is_rsc_path(path)
+        && !head.cookie.is_some_and(|line| has_draft_cookie(std::iter::once(line)))
+        && wants_document(head.fetch_dest, || head.accept.into_iter())
+        && !head.user_agent.is_some_and(is_monitor)
 }
 
 /// What no request may have. Cheap questions first: nearly every request passes all of them.
@@ -248,10 +264,10 @@ fn kind(req: &request::Parts, rules: &ClassifyRules, api: bool, next_data: bool)
         // Answered without a single RSC header by some versions, past the rules that hold for the page itself.
         return (Class::Reject(StatusCode::NOT_FOUND), "rsc path without rsc header");
     }
-    if has_draft_cookie(headers) {
+    if has_draft_cookie(headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes)) {
         return (Class::Draft, "draft cookie");
     }
-    if !wants_document(headers) {
+    if !wants_document(headers.get(SEC_FETCH_DEST).map(HeaderValue::as_bytes), || headers.get_all(header::ACCEPT).iter().map(HeaderValue::as_bytes)) {
         return (Class::Asset, "sub-resource");
     }
     (Class::Document, "document")
@@ -289,28 +305,29 @@ pub fn is_rsc_request(headers: &HeaderMap, path: &str) -> bool {
     has_rsc_header(headers) || is_rsc_path(path)
 }
 
-fn has_draft_cookie(headers: &HeaderMap) -> bool {
-    headers.get_all(header::COOKIE).iter().flat_map(|line| line.as_bytes().split(|b| *b == b';')).any(|pair| {
-        let name = pair.split(|b| *b == b'=').next().unwrap_or_default().trim_ascii();
-        DRAFT_COOKIES.iter().any(|draft| draft.as_bytes() == name)
-    })
+fn has_draft_cookie<'a>(mut lines: impl Iterator<Item = &'a [u8]>) -> bool {
+    lines.any(|line| line.split(|b| *b == b';').any(is_draft_cookie))
+}
+
+fn is_draft_cookie(pair: &[u8]) -> bool {
+    let name = pair.split(|b| *b == b'=').next().unwrap_or_default().trim_ascii();
+    DRAFT_COOKIES.iter().any(|draft| draft.as_bytes() == name)
 }
 
 /// Whether the client could show a page: it asks for a document (or does not say), and accepts HTML (or does not say). Asked for an
 /// image or a script, Next.js answers an unknown path with text instead of its page, and says so in no `Vary`.
-fn wants_document(headers: &HeaderMap) -> bool {
-    let dest = headers.get(SEC_FETCH_DEST).map(|v| v.as_bytes());
+fn wants_document<'a, L: Iterator<Item = &'a [u8]>>(dest: Option<&[u8]>, accept: impl Fn() -> L) -> bool {
     let page = matches!(dest, None | Some(b"document" | b"iframe" | b"frame" | b"fencedframe" | b"nested-document" | b"empty" | b""));
-    page && accepts_html(headers)
+    page && accepts_html(accept)
 }
 
 /// `Accept` allows `text/html` (RFC 9110 section 12.5.1): the most specific range that fits decides.
-fn accepts_html(headers: &HeaderMap) -> bool {
-    if !headers.contains_key(header::ACCEPT) {
+fn accepts_html<'a, L: Iterator<Item = &'a [u8]>>(lines: impl Fn() -> L) -> bool {
+    if lines().next().is_none() {
         return true;
     }
     let mut best = (0, false);
-    for member in headers.get_all(header::ACCEPT).iter().flat_map(|v| v.as_bytes().split(|b| *b == b',')) {
+    for member in lines().flat_map(|line| line.split(|b| *b == b',')) {
         let mut parts = member.split(|b| *b == b';').map(<[u8]>::trim_ascii);
         let range = parts.next().unwrap_or_default();
         let rank = match () {
@@ -336,9 +353,7 @@ fn is_zero_quality(parameter: &[u8]) -> bool {
     }
 }
 
-fn is_monitor(headers: &HeaderMap) -> bool {
-    let Some(agent) = headers.get(header::USER_AGENT) else { return false };
-    let agent = agent.as_bytes();
+fn is_monitor(agent: &[u8]) -> bool {
     // Names begin where a word begins; browsers are nearly all the traffic, and few of their words begin like a monitor's.
     let mut before = b' ';
     for (at, &byte) in agent.iter().enumerate() {
@@ -432,6 +447,15 @@ pub fn strip_response_headers(headers: &mut HeaderMap) {
         .collect();
     for name in &unwanted {
         headers.remove(name);
+    }
+}
+
+/// The same for a page that is to be stored; what the cache itself wants to know (`X-Nextjs-Cache`) stays for it to read and to drop.
+pub fn strip_page_headers(headers: &mut HeaderMap) {
+    let verdict = headers.remove("x-nextjs-cache");
+    strip_response_headers(headers);
+    if let Some(verdict) = verdict {
+        headers.insert("x-nextjs-cache", verdict);
     }
 }
 

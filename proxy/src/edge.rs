@@ -4,7 +4,7 @@ use crate::{
     classify::{self, Class, Classified},
     downstream::Downstream,
     gateway,
-    guest::Visitor,
+    guest::{Visitor, has_session, lines},
     live::EdgeRules,
     origin::OriginFetch,
     pages::PagePlan,
@@ -12,7 +12,7 @@ use crate::{
     work::{Shown, Work},
 };
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, header, request};
+use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header, request};
 use std::sync::Arc;
 use weir_cache::{Report, Verdict};
 use weir_config::{ApiTarget, GuestIssue};
@@ -197,6 +197,7 @@ async fn page<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: 
         chain: none.clone(),
         client: work.cx.client.clone(),
         route: None,
+        page: true,
     };
     work.cx.service = Some(edge.origin.clone());
     if let Some(report) = work.through_cache(&none, &plan.plan, &request, fetch, false).await {
@@ -248,25 +249,26 @@ async fn pass<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, mut reque
 }
 
 fn host_is_served(edge: &EdgeRules, host: &str) -> bool {
+    edge.config.hosts.is_empty() || weir_cache::keys::canonical_host(host).is_some_and(|host| is_listed(edge, &host))
+}
+
+/// Whether a canonical host is served here.
+pub(crate) fn is_listed(edge: &EdgeRules, canonical: &str) -> bool {
     let hosts = &edge.config.hosts;
-    if hosts.is_empty() {
-        return true;
-    }
-    let Some(canonical) = weir_cache::keys::canonical_host(host) else { return false };
-    let name = if canonical.starts_with('[') { canonical.as_str() } else { canonical.split(':').next().unwrap_or("") };
-    hosts.iter().any(|h| h.eq_ignore_ascii_case(name) || h.eq_ignore_ascii_case(&canonical))
+    let name = if canonical.starts_with('[') { canonical } else { canonical.split(':').next().unwrap_or("") };
+    hosts.is_empty() || hosts.iter().any(|h| h.eq_ignore_ascii_case(name) || h.eq_ignore_ascii_case(canonical))
 }
 
 /// Finds out whose request it is, and gives a visitor without a token a fresh one. The token goes upstream as
 /// `Authorization: Bearer` and to the visitor as a cookie; the guest cookie itself goes no further.
 async fn whose<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: &mut request::Parts, told: Classified) -> Who {
     let Some((config, issuer)) = &edge.guests else {
-        let signed_in = request.headers.contains_key(header::AUTHORIZATION) || has_cookie(&request.headers, &edge.config.session_cookies);
+        let signed_in = request.headers.contains_key(header::AUTHORIZATION) || has_session(lines(&request.headers, &header::COOKIE), &edge.config.session_cookies);
         return if signed_in { Who::SignedIn } else { Who::Unknown };
     };
     let token = match issuer.find_token(&request.headers, &edge.config.session_cookies) {
         Visitor::SignedIn => return Who::SignedIn,
-        Visitor::Guest(token) => token,
+        Visitor::Guest(token) => token.to_string(),
         Visitor::None if told.monitor || matches!(told.class, Class::Static | Class::Image | Class::Asset) => return Who::Unknown,
         Visitor::None => {
             let remote = match &config.issue {
@@ -318,14 +320,4 @@ async fn ask_for_token<D>(work: &Work<'_, D>, url: &str, timeout: std::time::Dur
     };
     metrics.guest(if token.is_some() { "remote" } else { "fallback" });
     token
-}
-
-fn has_cookie(headers: &HeaderMap, names: &[String]) -> bool {
-    headers
-        .get_all(header::COOKIE)
-        .iter()
-        .filter_map(|v| v.to_str().ok())
-        .flat_map(|v| v.split(';'))
-        .filter_map(|pair| pair.split_once('='))
-        .any(|(name, value)| !value.trim().is_empty() && names.iter().any(|n| n == name.trim()))
 }

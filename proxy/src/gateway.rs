@@ -112,6 +112,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         chain: chain.clone(),
         client: work.cx.client.clone(),
         route: Some(route.clone()),
+        page: false,
     };
     if let Some(report) = work.through_cache(&chain, &plan, &request, fetch, own).await {
         work.cx.report = Some(report);

@@ -2,7 +2,7 @@
 //! token is a JWT that the services behind can verify; it lives in a cookie that scripts can not read.
 
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
-use http::{HeaderMap, HeaderValue, header};
+use http::{HeaderMap, HeaderName, HeaderValue, header};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, jwk::Jwk};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
@@ -59,17 +59,17 @@ impl fmt::Debug for GuestToken {
 }
 
 /// Who sent a request.
-#[derive(PartialEq, Eq)]
-pub enum Visitor {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Visitor<'a> {
     /// Someone with credentials of their own, which pass untouched (and are for others to verify).
     SignedIn,
     /// A guest with this valid token.
-    Guest(String),
+    Guest(&'a str),
     /// Someone without a valid token.
     None,
 }
 
-impl fmt::Debug for Visitor {
+impl fmt::Debug for Visitor<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Visitor::SignedIn => "SignedIn",
@@ -215,15 +215,25 @@ impl GuestIssuer {
     /// Finds out who sent a request. An `Authorization` header that is not a guest token, or a cookie named in `session_cookies` that
     /// is not empty and not an expired JWT, means a signed-in visitor, whatever else the request has. Among several guest cookies the
     /// first valid one wins.
-    pub fn find_token(&self, headers: &HeaderMap, session_cookies: &[String]) -> Visitor {
+    pub fn find_token<'a>(&self, headers: &'a HeaderMap, session_cookies: &[String]) -> Visitor<'a> {
+        self.find(lines(headers, &header::AUTHORIZATION), lines(headers, &header::COOKIE), session_cookies)
+    }
+
+    /// The same, from the values of all `Authorization` and all `Cookie` lines. Allocates nothing for a token that is known.
+    pub fn find<'a>(
+        &self,
+        authorization: impl Iterator<Item = &'a [u8]>,
+        cookie: impl Iterator<Item = &'a [u8]>,
+        session_cookies: &[String],
+    ) -> Visitor<'a> {
         let mut guest = None;
-        for value in headers.get_all(header::AUTHORIZATION) {
-            match bearer(value.as_bytes()).filter(|token| self.verify(token)) {
+        for value in authorization {
+            match bearer(value).filter(|token| self.verify(token)) {
                 Some(token) => guest = guest.or(Some(token)),
                 None => return Visitor::SignedIn,
             }
         }
-        for (name, value) in cookies(headers) {
+        for (name, value) in cookies(cookie) {
             let text = std::str::from_utf8(value).ok();
             if guest.is_none() && name == self.cookie.as_bytes() {
                 guest = text.filter(|token| self.is_guest_cookie(token));
@@ -238,7 +248,7 @@ impl GuestIssuer {
                 }
             }
         }
-        guest.map_or(Visitor::None, |token| Visitor::Guest(token.to_string()))
+        guest.map_or(Visitor::None, Visitor::Guest)
     }
 }
 
@@ -255,9 +265,19 @@ pub fn token_in_answer(body: &[u8]) -> Option<String> {
     (is_token(&token) && !over).then_some(token)
 }
 
+/// The values of all lines of a field.
+pub(crate) fn lines<'a>(headers: &'a HeaderMap, name: &HeaderName) -> impl Iterator<Item = &'a [u8]> {
+    headers.get_all(name).iter().map(HeaderValue::as_bytes)
+}
+
+/// Whether one of the `Cookie` lines has a session cookie that is not empty.
+pub(crate) fn has_session<'a>(cookie: impl Iterator<Item = &'a [u8]>, names: &[String]) -> bool {
+    cookies(cookie).any(|(name, value)| !value.is_empty() && names.iter().any(|session| is_session(name, session)))
+}
+
 /// Name and value of every cookie in every `Cookie` line (RFC 6265 section 5.4), without whitespace and quotes around the value.
-fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
-    headers.get_all(header::COOKIE).iter().flat_map(|line| line.as_bytes().split(|b| *b == b';')).filter_map(|pair| {
+fn cookies<'a>(lines: impl Iterator<Item = &'a [u8]>) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+    lines.flat_map(|line| line.split(|b| *b == b';')).filter_map(|pair| {
         let equals = pair.iter().position(|b| *b == b'=')?;
         let value = pair[equals + 1..].trim_ascii();
         let value = value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value);

@@ -2,6 +2,7 @@
 //! here and the connection closed, so that nothing behind a refused head is ever read as a request.
 
 use crate::{
+    fast::{Lane, Served},
     downstream::{AnswerBody, ClientError, Downstream, Raw, RequestBody},
     h1::{self, BodyDecoder, BodyLength, Connection, Decoded, RequestHead, ResponseLength},
     server::{Door, Peer},
@@ -19,15 +20,17 @@ use std::{
 
 /// A client that finished sending may still read (a half-closed connection), but most have left. So long it is given an upstream's silence.
 const HALF_CLOSED: Duration = Duration::from_secs(10);
+/// A connection whose last answer is no older than this counts as busy.
+const SOON: Duration = Duration::from_secs(1);
 /// Bytes of a request body that are read and dropped after an answer, so that the connection can be used again.
 const DRAIN: u64 = 64 * 1024;
 
 /// Serves a connection until it ends. Returns the stream and what was read of it when the client turns out to speak HTTP/2.
 pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &ShutdownWatch) -> Option<(Stream, Bytes)> {
     let mut wire = Wire::new(stream);
-    let settings = door.settings();
+    let mut lane = Lane::default();
     loop {
-        let head = match read_head(&mut wire, door, shutdown).await {
+        let head = match read_head(&mut wire, &mut lane, door, peer, shutdown).await {
             HeadRead::Request(head) => head,
             HeadRead::Http2 => return Some((wire.stream, wire.received.freeze())),
             HeadRead::Refused(status, reason) => {
@@ -37,6 +40,7 @@ pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &Shutdown
             }
             HeadRead::Closed => return None,
         };
+        let settings = door.settings();
         let (http10, keep_alive, head_only) = (head.http10, head.keep_alive, head.parts.method == Method::HEAD);
         let request_body = match head.body {
             BodyLength::None | BodyLength::Length(0) => RequestBody::Empty,
@@ -55,7 +59,7 @@ pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &Shutdown
             http10,
             head_only,
             // A server that is shutting down says so with its last answer.
-            close: !keep_alive || *shutdown.borrow(),
+            close: !keep_alive || shuts_down(shutdown),
             out: Vec::new(),
             framing: ResponseLength::None,
             half_closed: false,
@@ -82,14 +86,45 @@ enum HeadRead {
     Closed,
 }
 
-async fn read_head(wire: &mut Wire, door: &Door, shutdown: &ShutdownWatch) -> HeadRead {
+/// Whether the server is shutting down. The watch changes once, from `false` to `true`.
+fn shuts_down(shutdown: &ShutdownWatch) -> bool {
+    shutdown.has_changed().unwrap_or(true)
+}
+
+/// Waits for the first bytes of the next request; `Ok(0)`: there will be none. A busy connection, whose next request comes soon,
+/// does not watch for the server's end: to register with the watch and to leave it again costs locks that all threads share.
+async fn next_request(wire: &mut Wire, keepalive: Duration, shutdown: &ShutdownWatch) -> io::Result<usize> {
+    wire.deadline.set(SOON.min(keepalive));
+    match wire.fill().await {
+        Err(error) if error.kind() == io::ErrorKind::TimedOut && keepalive > SOON => {}
+        filled => return filled,
+    }
+    if shuts_down(shutdown) {
+        return Ok(0);
+    }
+    wire.deadline.set(keepalive - SOON);
+    let mut stop = shutdown.clone();
+    tokio::select! {
+        biased;
+        filled = wire.fill() => filled,
+        _ = stop.changed() => Ok(0),
+    }
+}
+
+async fn read_head(wire: &mut Wire, lane: &mut Lane, door: &Door, peer: &Peer, shutdown: &ShutdownWatch) -> HeadRead {
     let settings = door.settings();
     let limits = h1::Limits { max_head: settings.max_head, max_headers: 128 };
     let mut scan = h1::HeadScan::default();
     let mut begun = false;
-    wire.deadline.set(settings.keepalive);
     loop {
         if !wire.received.is_empty() {
+            if !begun && !shuts_down(shutdown) {
+                match lane.serve(door, peer, wire).await {
+                    Served::Yes => continue,
+                    Served::Broken => return HeadRead::Closed,
+                    Served::No => {}
+                }
+            }
             match h1::parse_request(&mut wire.received, &limits, &mut scan) {
                 Ok(h1::Parsed::Request(head)) => return HeadRead::Request(*head),
                 Ok(h1::Parsed::Http2Preface) => return HeadRead::Http2,
@@ -101,15 +136,10 @@ async fn read_head(wire: &mut Wire, door: &Door, shutdown: &ShutdownWatch) -> He
                 begun = true;
                 wire.deadline.set(settings.head_timeout);
             }
-        } else if *shutdown.borrow() {
+        } else if shuts_down(shutdown) {
             return HeadRead::Closed;
         }
-        let mut stop = shutdown.clone();
-        let filled = tokio::select! {
-            biased;
-            filled = wire.fill() => filled,
-            _ = stop.changed(), if !begun => return HeadRead::Closed,
-        };
+        let filled = if begun { wire.fill().await } else { next_request(wire, settings.keepalive, shutdown).await };
         match filled {
             Ok(0) => return HeadRead::Closed,
             Ok(_) => {}

@@ -19,6 +19,7 @@ pub mod dial;
 pub mod downstream;
 pub mod edge;
 pub mod exchange;
+pub mod fast;
 pub mod forward;
 pub mod gateway;
 pub mod guest;

@@ -8,9 +8,9 @@ use crate::{
 use arc_swap::ArcSwap;
 use ipnet::IpNet;
 use pingora::connectors::TransportConnector;
-use std::{sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 use weir_config::{ApiTarget, Diagnostic, Document, Edge, Guests, Secret, Span};
-use weir_gateway::{Environment, Register, ServiceRuntime, Snapshot};
+use weir_gateway::{metrics::HitCounters, Environment, Register, ServiceRuntime, Snapshot};
 
 /// The running program: what outlives configurations, and the configuration in force.
 pub struct Weir {
@@ -32,7 +32,7 @@ impl Weir {
     ///
     /// Errors: everything that is wrong with the document.
     pub fn new(document: Document, register: Arc<dyn Register>, environment: Arc<Environment>) -> Result<Arc<Weir>, Vec<Diagnostic>> {
-        let access = crate::access::AccessLog::new(document.server.access_log);
+        let access = crate::access::AccessLog::new(document.server.access_log, environment.metrics.log_dropped.clone());
         let live = Live::compile(document, &*register, &environment)?;
         Ok(Arc::new(Weir { environment, live: ArcSwap::from_pointee(live), connector: crate::dial::connector(), register, access, popular: Default::default() }))
     }
@@ -84,6 +84,8 @@ pub struct Settings {
     pub body_timeout: Duration,
     /// Between two requests.
     pub keepalive: Duration,
+    /// Hits in memory take the fast lane.
+    pub fast_lane: bool,
 }
 
 /// The edge, compiled.
@@ -100,9 +102,16 @@ pub struct EdgeRules {
     pub pages: Pages,
     /// Guest tokens.
     pub guests: Option<(Guests, GuestIssuer)>,
+    /// By the page rule's place: what its hits count.
+    pub hits: Vec<HitCounters>,
 }
 
 impl Live {
+    /// Whether a peer's `X-Forwarded-*` count.
+    pub fn trusts(&self, ip: &IpAddr) -> bool {
+        self.trusted.iter().any(|net| net.contains(ip))
+    }
+
     fn compile(document: Document, register: &dyn Register, environment: &Arc<Environment>) -> Result<Live, Vec<Diagnostic>> {
         let snapshot = Snapshot::compile(&document, register, environment)?;
         let edge = document.edge.as_ref().map(|edge| compile_edge(edge, &snapshot, environment)).transpose().map_err(|e| vec![e])?;
@@ -113,6 +122,7 @@ impl Live {
             head_timeout: server.head_timeout.get(),
             body_timeout: server.body_timeout.get(),
             keepalive: server.keepalive.get(),
+            fast_lane: server.fast_lane,
         };
         let trusted = server
             .trusted_proxies
@@ -150,11 +160,13 @@ fn compile_edge(edge: &Edge, snapshot: &Snapshot, environment: &Arc<Environment>
         .map(|g| GuestIssuer::new(g).map(|issuer| (g.clone(), issuer)))
         .transpose()
         .map_err(|e| plain("edge.guests.key", e.to_string()))?;
+    let pages = Pages::new(edge).map_err(|e| plain("edge.pages", e))?;
     Ok(EdgeRules {
+        hits: pages.rules().map(|rule| environment.metrics.hits("edge", "document", &rule.path)).collect(),
         origin: service("origin", &edge.origin)?,
         api,
         classify: ClassifyRules { api_prefix: edge.api_prefix.clone(), allow_upgrade: edge.upgrades, ..ClassifyRules::default() },
-        pages: Pages::new(edge).map_err(|e| plain("edge.pages", e))?,
+        pages,
         guests,
         config: edge.clone(),
     })

@@ -1,6 +1,7 @@
 //! How a cache fill asks: a request of its own, detached from the client that caused it, carrying nothing of that client's.
 
 use crate::{
+    classify,
     downstream::{AnswerBody, ClientError, Downstream, Raw, RequestBody},
     exchange::Upload,
     forward::{self, ForwardError},
@@ -28,6 +29,8 @@ pub struct OriginFetch {
     pub client: Client,
     /// For their context.
     pub route: Option<Arc<RouteRuntime>>,
+    /// A page of the site: what its head tells of the site's inside is not kept.
+    pub page: bool,
 }
 
 #[async_trait]
@@ -51,6 +54,12 @@ impl Fetch for OriginFetch {
             Ok(answered) => {
                 let mut parts = answered.parts;
                 h1::strip_hop_by_hop(&mut parts.headers);
+                // Names one exchange, not the copies of its answer.
+                parts.headers.remove("x-request-id");
+                if self.page {
+                    classify::strip_page_headers(&mut parts.headers);
+                    classify::strip_stray_location(parts.status, &mut parts.headers);
+                }
                 self.chain.from_upstream(&mut cx, &mut parts);
                 Ok(Fetched { parts, body: Box::new(answered.body) })
             }

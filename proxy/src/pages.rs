@@ -10,9 +10,12 @@ const CLIENT_CONTROL: &str = "public, max-age=0, must-revalidate";
 /// A page that its own answer makes cacheable is kept at most this long.
 const ORIGIN_CAP: Duration = Duration::from_secs(24 * 3600);
 
+/// First part of every page's key.
+const CLASS: &str = "html_cache";
+
 /// All page rules, indexed.
 pub struct Pages {
-    exact: HashMap<String, usize>,
+    exact: HashMap<String, usize, ahash::RandomState>,
     /// Ordered: longer prefix first, `/*` before `/**`.
     wild: Vec<(Wild, usize)>,
     rules: Vec<Page>,
@@ -45,13 +48,32 @@ pub struct PagePlan<'a> {
     pub target: Uri,
 }
 
+/// Where a page is kept, as the fast lane knows it.
+pub struct PageKey<'a> {
+    /// Place of the rule that won, as in [`Pages::rules`].
+    pub rule: usize,
+    /// That rule.
+    pub page: &'a Page,
+    /// First part of the stored key.
+    pub epoch: &'a str,
+    /// Length of the host in the key.
+    host: usize,
+}
+
+impl PageKey<'_> {
+    /// Host and target that a key names: what a fill of it asks for.
+    pub fn parts<'k>(&self, key: &'k str) -> (&'k str, &'k str) {
+        key.get(CLASS.len() + 1..).and_then(|rest| rest.split_at_checked(self.host)).unwrap_or_default()
+    }
+}
+
 impl Pages {
     /// Compiles the rules.
     ///
     /// Errors: in words.
     pub fn new(edge: &Edge) -> Result<Pages, String> {
         let mut pages = Pages {
-            exact: HashMap::new(),
+            exact: HashMap::default(),
             wild: Vec::new(),
             rules: Vec::new(),
             // The scheme is no part of the shown key, but a page may depend on it.
@@ -76,15 +98,19 @@ impl Pages {
 
     /// The most specific rule for a normalized path.
     pub fn find(&self, path: &str) -> Option<&Page> {
+        self.index(path).and_then(|index| self.rules.get(index))
+    }
+
+    fn index(&self, path: &str) -> Option<usize> {
         if let Some(&index) = self.exact.get(path) {
-            return self.rules.get(index);
+            return Some(index);
         }
         let fits = |w: &Wild| match path.strip_prefix(w.prefix.as_str()) {
             Some("") => w.deep,
             Some(rest) => rest.starts_with('/') && (w.deep || (rest.len() > 1 && !rest[1..].contains('/'))),
             None => false,
         };
-        self.wild.iter().find(|(w, _)| fits(w)).and_then(|(_, index)| self.rules.get(*index))
+        self.wild.iter().find(|(w, _)| fits(w)).map(|(_, index)| *index)
     }
 
     /// The plan for a document, if a rule wants it cached. `host` as the client sent it.
@@ -101,9 +127,26 @@ impl Pages {
         let rule = keys::QueryRule { allow: Some(&page.rule.query), ignore: &self.ignore };
         let query = keys::reduce_query(uri.query().unwrap_or(""), rule);
         let target = format!("{path}{}", query.key).parse().ok()?;
-        let key = keys::page_key("html_cache", &host, &path, &query);
+        let key = keys::page_key(CLASS, &host, &path, &query);
         let plan = Plan { key, epoch: self.epoch[usize::from(https)].clone(), policy: page.policy.clone() };
         Some(PagePlan { page, plan, host, target })
+    }
+
+    /// The same key as [`Pages::plan`] makes, written into `key`: for a path and a host that are normalized and canonical as they stand.
+    /// Allocates nothing where there is no query.
+    pub fn key_of(&self, https: bool, host: &str, path: &str, query: Option<&str>, key: &mut String) -> Option<PageKey<'_>> {
+        let rule = self.index(path)?;
+        let page = self.rules.get(rule)?;
+        if page.rule.cache == CacheSwitch::Never {
+            return None;
+        }
+        let host = self.canonical.as_deref().unwrap_or(host);
+        key.clear();
+        keys::write_page_key(key, CLASS, host, path);
+        if let Some(query) = query {
+            key.push_str(&keys::reduce_query(query, keys::QueryRule { allow: Some(&page.rule.query), ignore: &self.ignore }).key);
+        }
+        Some(PageKey { rule, page, epoch: &self.epoch[usize::from(https)], host: host.len() })
     }
 
     /// First parts of all stored keys.
@@ -118,6 +161,11 @@ impl Pages {
 }
 
 impl Page {
+    /// What the engine is told.
+    pub fn policy(&self) -> &Policy {
+        &self.policy
+    }
+
     /// Whether signed-in visitors get the shared page.
     pub fn shared_by_all(&self) -> bool {
         self.rule.signed_in == SignedIn::Share

@@ -1,7 +1,6 @@
 //! The doors: which listener serves whom, and the frame around every request.
 
 use crate::{
-    access::Logged,
     downstream::{Downstream, RequestBody},
     edge, gateway, h1_server, h2_server,
     live::{Live, Settings, Weir},
@@ -144,15 +143,14 @@ impl Door {
             live.snapshot.no_route.log(&cx);
         }
         self.weir.environment.metrics.request(self.kind.name(), &label, &cx);
-        self.weir.access.write(&Logged { door: self.kind.name(), method: &method, uri: &uri, route: &label }, &cx);
+        self.weir.access.write(self.kind.name(), &method, &uri, &label, &cx);
     }
 }
 
 /// Reads who asks. `X-Forwarded-*` counts only from trusted proxies: the address is the last one in the list that is not a
 /// trusted proxy's.
 fn who_asks(live: &Live, peer: &Peer, headers: &HeaderMap) -> Client {
-    let trusts = |ip: &IpAddr| live.trusted.iter().any(|net| net.contains(ip));
-    let trusted = trusts(&peer.ip);
+    let trusted = live.trusts(&peer.ip);
     let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim).filter(|v| !v.is_empty());
     let host = text("host").unwrap_or("").to_ascii_lowercase();
     let own = Client {
@@ -172,7 +170,7 @@ fn who_asks(live: &Live, peer: &Peer, headers: &HeaderMap) -> Client {
     for hop in hops.iter().rev() {
         let Ok(said) = hop.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>() else { break };
         ip = said;
-        if !trusts(&said) {
+        if !live.trusts(&said) {
             break;
         }
     }

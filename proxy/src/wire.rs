@@ -56,17 +56,7 @@ impl Wire {
 
     /// Writes all the parts, in one system call where the stream can, and flushes.
     pub async fn write_all(&mut self, parts: [&[u8]; 3]) -> io::Result<()> {
-        let total = parts.iter().map(|p| p.len()).sum();
-        let mut done = 0;
-        while done < total {
-            let count = poll_fn(|cx| {
-                let poll = poll_write(&mut self.stream, cx, parts, done);
-                self.deadline.guard(cx, poll)
-            })
-            .await?;
-            done += count;
-        }
-        self.flush().await
+        send(&mut self.stream, &mut self.deadline, parts).await
     }
 
     /// Flushes what the stream buffers.
@@ -124,6 +114,25 @@ impl Wire {
             }
         }
     }
+}
+
+/// Writes all the parts, in one system call where the stream can, and flushes; what the stream received may be borrowed meanwhile.
+pub async fn send(stream: &mut Stream, deadline: &mut Deadline, parts: [&[u8]; 3]) -> io::Result<()> {
+    let total = parts.iter().map(|p| p.len()).sum();
+    let mut done = 0;
+    poll_fn(|cx| {
+        while done < total {
+            let poll = poll_write(stream, cx, parts, done);
+            match deadline.guard(cx, poll) {
+                Poll::Ready(Ok(count)) => done += count,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        let poll = Pin::new(&mut *stream).poll_flush(cx);
+        deadline.guard(cx, poll)
+    })
+    .await
 }
 
 fn poll_write(stream: &mut Stream, cx: &mut Context<'_>, parts: [&[u8]; 3], done: usize) -> Poll<io::Result<usize>> {

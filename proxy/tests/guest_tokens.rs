@@ -195,7 +195,7 @@ fn a_remembered_token_still_expires() {
 }
 
 /// Fields, who that is, and why.
-type Row = (Vec<(&'static str, String)>, Visitor, &'static str);
+type Row<'a> = (Vec<(&'static str, String)>, Visitor<'a>, &'static str);
 
 #[test]
 fn who_sent_it() {
@@ -207,9 +207,11 @@ fn who_sent_it() {
     let user = sign(&json!({"sub": "u1", "exp": now + 60}), Algorithm::HS256, other_key);
     let expired = sign(&json!({"sub": "u1", "exp": now - 60}), Algorithm::HS256, other_key);
     let forged = sign(&claims(), Algorithm::HS256, other_key);
-    let is = |token: &str| Visitor::Guest(token.into());
+    fn is(token: &str) -> Visitor<'_> {
+        Visitor::Guest(token)
+    }
     let cookie = |text: String| vec![("cookie", text)];
-    let rows: Vec<Row> = vec![
+    let rows: Vec<Row<'_>> = vec![
         (vec![], Visitor::None, "nothing"),
         (cookie(format!("guest_token={guest}")), is(&guest), "guest cookie"),
         (cookie(format!("a=b;guest_token = \"{guest}\" ; c")), is(&guest), "sloppy cookie line"),
@@ -257,9 +259,9 @@ fn the_guest_cookie_may_have_a_sessions_name() {
     let issuer = GuestIssuer::new(&Guests { cookie: "access_token".into(), ..config(KEY) }).expect("a good name");
     let guest = issuer.issue(false).expect("a token").token;
     let user = sign(&json!({"sub": "u1", "exp": get_current_timestamp() + 60}), Algorithm::HS256, KEY);
-    let find = |token: &str| issuer.find_token(&headers(&[("cookie", &format!("access_token={token}"))]), &sessions());
-    assert!(find(&guest) == Visitor::Guest(guest.clone()));
-    assert!(find(&user) == Visitor::SignedIn);
+    let find = |token: &str, want: Visitor<'_>| issuer.find_token(&headers(&[("cookie", &format!("access_token={token}"))]), &sessions()) == want;
+    assert!(find(&guest, Visitor::Guest(&guest)));
+    assert!(find(&user, Visitor::SignedIn));
 }
 
 #[test]
@@ -282,7 +284,8 @@ fn the_auth_services_answer() {
 fn a_token_of_the_auth_service_is_taken_over() {
     let now = get_current_timestamp();
     let jwt = |exp: u64| sign(&json!({"sub": "g", "exp": exp}), Algorithm::HS256, "a key of the auth service, not ours");
-    let find = |issuer: &GuestIssuer, token: &str| issuer.find_token(&headers(&[("cookie", &format!("guest_token={token}"))]), &sessions());
+    let find =
+        |issuer: &GuestIssuer, token: &str, want: Visitor<'_>| issuer.find_token(&headers(&[("cookie", &format!("guest_token={token}"))]), &sessions()) == want;
 
     let issuer = remote();
     let token = jwt(now + 60);
@@ -290,17 +293,17 @@ fn a_token_of_the_auth_service_is_taken_over() {
     assert_eq!(made.token, token);
     let age: u64 = made.cookie.to_str().ok().and_then(|t| t.split("Max-Age=").nth(1)?.split(';').next()?.parse().ok()).expect("Max-Age");
     assert!((1..=60).contains(&age), "the cookie does not outlive the token: {age}");
-    assert!(find(&issuer, &token) == Visitor::Guest(token.clone()));
+    assert!(find(&issuer, &token, Visitor::Guest(&token)));
 
     // Another process never saw it, but with `issue: {url}` it knows that such tokens exist; with `issue: local` it does not.
-    assert!(find(&remote(), &token) == Visitor::Guest(token.clone()));
-    assert!(find(&self::issuer(), &token) == Visitor::None);
-    assert!(find(&remote(), &jwt(now - 1)) == Visitor::None);
+    assert!(find(&remote(), &token, Visitor::Guest(&token)));
+    assert!(find(&self::issuer(), &token, Visitor::None));
+    assert!(find(&remote(), &jwt(now - 1), Visitor::None));
 
     // One without an expiry lives as long as one of ours, where it was adopted.
     let made = issuer.adopt("opaque-token".into(), false).expect("adopted");
     assert!(made.cookie.to_str().expect("ASCII").contains("Max-Age=3600"));
-    assert!(find(&issuer, "opaque-token") == Visitor::Guest("opaque-token".into()));
+    assert!(find(&issuer, "opaque-token", Visitor::Guest("opaque-token")));
 
     for unfit in [jwt(now - 1), String::new(), "a b".into(), "a;b".into(), "a\r\nb".into(), "x".repeat(5000)] {
         assert_eq!(issuer.adopt(unfit, false).err(), Some(GuestError::Unfit));
@@ -312,7 +315,7 @@ fn tokens_do_not_show_in_logs() {
     let made = issuer().issue(false).expect("a token");
     assert!(!format!("{made:?}").contains(&made.token));
     assert!(!format!("{:?}", made.cookie).contains(&made.token));
-    assert!(!format!("{:?}", Visitor::Guest(made.token.clone())).contains(&made.token));
+    assert!(!format!("{:?}", Visitor::Guest(&made.token)).contains(&made.token));
 }
 
 proptest! {

@@ -62,11 +62,15 @@ fn field_name(raw: &[u8]) -> Option<HeaderName> {
     NAMES.with_borrow_mut(|names| names.get(raw))
 }
 
+/// Whether the bytes are field-content (RFC 9110 section 5.5): visible, SP, HTAB or obs-text.
+pub(super) fn is_value(value: &[u8]) -> bool {
+    // Without an early exit the compiler makes vector code of this loop.
+    !value.iter().fold(false, |bad, &b| bad | ((b < 0x20) & (b != b'\t')) | (b == 0x7f))
+}
+
 /// A field value that shares the buffer of its head.
 fn field_value(value: Bytes) -> Option<HeaderValue> {
-    // Without an early exit the compiler makes vector code of this loop.
-    let bad = value.iter().fold(false, |bad, &b| bad | ((b < 0x20) & (b != b'\t')) | (b == 0x7f));
-    if bad {
+    if !is_value(&value) {
         return None;
     }
     // SAFETY: the bytes were checked just above to be field-content (visible, SP, HTAB or obs-text), the same set as

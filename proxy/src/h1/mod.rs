@@ -6,12 +6,14 @@
 mod body;
 mod fields;
 mod head;
+mod peek;
 mod response;
 mod scan;
 mod write;
 
 pub use body::{BodyDecoder, BodyEncoder, BodyLength, Decoded, EncodeError, FramingError, ResponseLength};
 pub use head::{HeadError, Limits, Parsed, RequestHead, parse_request};
+pub use peek::{Peeked, peek};
 pub use response::{ResponseHead, parse_response};
 pub use scan::HeadScan;
 pub use write::{Connection, strip_hop_by_hop, write_interim, write_request_head, write_response_head};

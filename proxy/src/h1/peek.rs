@@ -1,0 +1,279 @@
+//! A look at a request head where it lies, for the fast lane: nothing is copied, nothing allocated, nothing taken from the buffer.
+//!
+//! It understands plain requests only, and those completely. Whatever else comes — another method, a body, an odd target, a field that
+//! needs thought, the least irregularity — is `None`: then [`parse_request`](super::parse_request) decides, from the same bytes. So this
+//! code can not refuse or misread anything: what it accepts, the strict parser accepts too, with the same meaning (a property test holds
+//! them against each other).
+
+use super::fields;
+
+/// Lines of a head at most; longer ones are the strict parser's.
+const MAX_LINES: usize = 100;
+
+/// A plain GET or HEAD.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Peeked<'a> {
+    /// Bytes of the head, with its empty line.
+    pub length: usize,
+    /// HEAD instead of GET.
+    pub head_only: bool,
+    /// Path and query as sent.
+    pub target: &'a str,
+    /// Path: normalized as it stands (no escapes, no empty or dot segments).
+    pub path: &'a str,
+    /// Query, without `?`.
+    pub query: Option<&'a str>,
+    /// `Host`: canonical as it stands.
+    pub host: &'a str,
+    /// `Accept`.
+    pub accept: Option<&'a [u8]>,
+    /// `Accept-Encoding`.
+    pub accept_encoding: Option<&'a [u8]>,
+    /// `User-Agent`.
+    pub user_agent: Option<&'a [u8]>,
+    /// `Sec-Fetch-Dest`.
+    pub fetch_dest: Option<&'a [u8]>,
+    /// `If-None-Match`.
+    pub if_none_match: Option<&'a [u8]>,
+    /// `If-Modified-Since`.
+    pub if_modified_since: Option<&'a [u8]>,
+    /// `Range`.
+    pub range: Option<&'a [u8]>,
+    /// `If-Range`.
+    pub if_range: Option<&'a [u8]>,
+    /// `Cookie`.
+    pub cookie: Option<&'a [u8]>,
+    /// There is a `Cache-Control` or `Pragma`.
+    pub directives: bool,
+    /// There is an `X-Forwarded-…`.
+    pub forwarded: bool,
+}
+
+/// Which bytes a path may have that needs no normalizing (RFC 3986 section 3.3 without escapes).
+const PATH: [bool; 256] = bytes_of(b"-._~!$&'()*+,;=:@/");
+/// And a query.
+const QUERY: [bool; 256] = bytes_of(b"-._~!$&'()*+,;=:@/?%");
+/// A host name in canonical form.
+const HOST: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut i = 0;
+    while i < 256 {
+        let b = i as u8;
+        table[i] = b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+        i += 1;
+    }
+    table
+};
+
+const fn bytes_of(marks: &[u8]) -> [bool; 256] {
+    let mut table = [false; 256];
+    let mut i = 0;
+    while i < 256 {
+        table[i] = (i as u8).is_ascii_alphanumeric();
+        i += 1;
+    }
+    let mut i = 0;
+    while i < marks.len() {
+        table[marks[i] as usize] = true;
+        i += 1;
+    }
+    table
+}
+
+fn all(text: &[u8], table: &[bool; 256]) -> bool {
+    text.iter().fold(true, |good, b| good & table[usize::from(*b)])
+}
+
+/// Looks at the head at the beginning of `buf`. `max_head`: the longest head that is served, in bytes.
+pub fn peek(buf: &[u8], max_head: usize) -> Option<Peeked<'_>> {
+    let (head_only, from) = match buf {
+        [b'G', b'E', b'T', b' ', b'/', ..] => (false, 4),
+        [b'H', b'E', b'A', b'D', b' ', b'/', ..] => (true, 5),
+        _ => return None,
+    };
+    let mut lines = memchr::memchr_iter(b'\n', buf);
+    let first = lines.next()?;
+    let target = buf[from..first].strip_suffix(b" HTTP/1.1\r")?;
+    let (path, query) = match memchr::memchr(b'?', target) {
+        Some(mark) => (&target[..mark], Some(&target[mark + 1..])),
+        None => (target, None),
+    };
+    if !all(path, &PATH) || !query.is_none_or(|query| all(query, &QUERY)) || target.len() > 4096 {
+        return None;
+    }
+    let text = |bytes| std::str::from_utf8(bytes).ok();
+    let mut found = Peeked {
+        length: 0,
+        head_only,
+        target: text(target)?,
+        path: text(path)?,
+        query: query.and_then(text),
+        host: "",
+        accept: None,
+        accept_encoding: None,
+        user_agent: None,
+        fetch_dest: None,
+        if_none_match: None,
+        if_modified_since: None,
+        range: None,
+        if_range: None,
+        cookie: None,
+        directives: false,
+        forwarded: false,
+    };
+    let mut begin = first + 1;
+    for (count, end) in lines.enumerate() {
+        let line = buf[begin..end].strip_suffix(b"\r")?;
+        begin = end + 1;
+        if line.is_empty() {
+            found.length = begin;
+            return (begin <= max_head && !found.host.is_empty()).then_some(found);
+        }
+        if count > MAX_LINES {
+            return None;
+        }
+        let colon = memchr::memchr(b':', line)?;
+        let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
+        if !fields::is_token(name) || name.len() > 64 || !fields::is_value(value) {
+            return None;
+        }
+        found.note(name, value)?;
+    }
+    None
+}
+
+/// Without surrounding blanks (RFC 9110 section 5.6.3).
+fn trimmed(mut value: &[u8]) -> &[u8] {
+    while let [b' ' | b'\t', rest @ ..] = value {
+        value = rest;
+    }
+    while let [rest @ .., b' ' | b'\t'] = value {
+        value = rest;
+    }
+    value
+}
+
+impl<'a> Peeked<'a> {
+    /// Takes note of a field. `None`: this request needs more thought than there is here.
+    fn note(&mut self, name: &[u8], value: &'a [u8]) -> Option<()> {
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        // A second line of the same field needs the rules for lists.
+        let once = |slot: &mut Option<&'a [u8]>| slot.replace(value).is_none().then_some(());
+        match name.len() {
+            2 if is(b"te") => return None,
+            3 if is(b"rsc") => return None,
+            4 if is(b"host") => {
+                if !self.host.is_empty() || !canonical(value) {
+                    return None;
+                }
+                self.host = std::str::from_utf8(value).ok()?;
+            }
+            5 if is(b"range") => once(&mut self.range)?,
+            6 if is(b"accept") => once(&mut self.accept)?,
+            6 if is(b"cookie") => once(&mut self.cookie)?,
+            6 if is(b"expect") => return None,
+            6 if is(b"pragma") => self.directives = true,
+            7 if is(b"upgrade") || is(b"trailer") => return None,
+            8 if is(b"if-range") => once(&mut self.if_range)?,
+            8 if is(b"if-match") => return None,
+            10 if is(b"user-agent") => once(&mut self.user_agent)?,
+            10 if is(b"connection") => value.eq_ignore_ascii_case(b"keep-alive").then_some(())?,
+            13 if is(b"if-none-match") => once(&mut self.if_none_match)?,
+            13 if is(b"cache-control") => self.directives = true,
+            13 if is(b"authorization") => return None,
+            14 if is(b"sec-fetch-dest") => once(&mut self.fetch_dest)?,
+            14 if is(b"content-length") => return None,
+            15 if is(b"accept-encoding") => once(&mut self.accept_encoding)?,
+            17 if is(b"if-modified-since") => once(&mut self.if_modified_since)?,
+            17 if is(b"transfer-encoding") => return None,
+            19 if is(b"if-unmodified-since") || is(b"proxy-authorization") => return None,
+            // The site's own inner fields, and what steers this cache from outside.
+            length if length > 4 && matches!(name[0] | 0x20, b'x' | b'n') => {
+                let begins = |prefix: &[u8]| length >= prefix.len() && name[..prefix.len()].eq_ignore_ascii_case(prefix);
+                if begins(b"next-") || begins(b"x-nextjs-") || begins(b"x-middleware-") || begins(b"x-cache-") || begins(b"x-warmup-") {
+                    return None;
+                }
+                self.forwarded |= begins(b"x-forwarded-");
+            }
+            _ => {}
+        }
+        Some(())
+    }
+}
+
+/// A host as keys have it: lower case, no trailing dot, no port that goes without saying, no address in brackets.
+fn canonical(host: &[u8]) -> bool {
+    let (name, port) = match memchr::memchr(b':', host) {
+        Some(colon) => (&host[..colon], Some(&host[colon + 1..])),
+        None => (host, None),
+    };
+    let name_ok = all(name, &HOST)
+        && (1..=253).contains(&name.len())
+        && name[0] != b'.'
+        && name[name.len() - 1] != b'.'
+        && memchr::memmem::find(name, b"..").is_none();
+    let port_ok = port.is_none_or(|port| {
+        let number = port.iter().try_fold(0u32, |sum, b| b.is_ascii_digit().then(|| sum * 10 + u32::from(b - b'0')));
+        (1..=5).contains(&port.len()) && port[0] != b'0' && number.is_some_and(|n| n <= 65_535 && n != 80 && n != 443)
+    });
+    name_ok && port_ok
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn look(text: &str) -> Option<Peeked<'_>> {
+        peek(text.as_bytes(), 8192)
+    }
+
+    #[test]
+    fn plain_requests_are_read() {
+        let text = "GET /a/b?x=1 HTTP/1.1\r\nHost: shop.example:8080\r\nAccept:  text/html \r\ncookie: a=b\r\n\r\nrest";
+        let found = look(text).expect("plain");
+        assert_eq!((found.path, found.query, found.host), ("/a/b", Some("x=1"), "shop.example:8080"));
+        assert_eq!((found.accept, found.cookie, found.length), (Some(&b"text/html"[..]), Some(&b"a=b"[..]), text.len() - 4));
+        assert!(look("HEAD / HTTP/1.1\r\nhost: a\r\nconnection: Keep-Alive\r\n\r\n").expect("HEAD").head_only);
+    }
+
+    #[test]
+    fn everything_else_is_left_to_the_strict_parser() {
+        for head in [
+            "POST / HTTP/1.1\r\nhost: a",
+            "GET / HTTP/1.0\r\nhost: a",
+            "GET  / HTTP/1.1\r\nhost: a",
+            "GET /%41 HTTP/1.1\r\nhost: a",
+            "GET /a\\b HTTP/1.1\r\nhost: a",
+            "GET /ä HTTP/1.1\r\nhost: a",
+            "GET http://a/ HTTP/1.1\r\nhost: a",
+            "GET / HTTP/1.1\r\nhost: a\r\nhost: a",
+            "GET / HTTP/1.1\r\nhost: A",
+            "GET / HTTP/1.1\r\nhost: a.",
+            "GET / HTTP/1.1\r\nhost: a:80",
+            "GET / HTTP/1.1\r\nhost: a:080",
+            "GET / HTTP/1.1\r\nhost: a:",
+            "GET / HTTP/1.1\r\nhost: a:99999",
+            "GET / HTTP/1.1\r\nhost: [::1]",
+            "GET / HTTP/1.1\r\naccept: x",
+            "GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 0",
+            "GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked",
+            "GET / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue",
+            "GET / HTTP/1.1\r\nhost: a\r\nconnection: close",
+            "GET / HTTP/1.1\r\nhost: a\r\nupgrade: h2c",
+            "GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer x",
+            "GET / HTTP/1.1\r\nhost: a\r\nrsc: 1",
+            "GET / HTTP/1.1\r\nhost: a\r\nNext-Router-Prefetch: 1",
+            "GET / HTTP/1.1\r\nhost: a\r\nx-middleware-subrequest: 1",
+            "GET / HTTP/1.1\r\nhost: a\r\nx-cache-refresh: true",
+            "GET / HTTP/1.1\r\nhost: a\r\ncookie: a=b\r\ncookie: c=d",
+            "GET / HTTP/1.1\r\nhost: a\r\n folded: 1",
+            "GET / HTTP/1.1\r\nhost: a\r\nname : 1",
+            "GET / HTTP/1.1\r\nhost: a\r\nname: \u{1}",
+            "GET / HTTP/1.1\r\nhost: a\nname: 1",
+        ] {
+            assert_eq!(look(&format!("{head}\r\n\r\n")), None, "{head:?}");
+        }
+        assert_eq!(look("GET / HTTP/1.1\r\nhost: a\r\n"), None);
+        assert_eq!(peek(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", 10), None);
+    }
+}
