@@ -2,7 +2,7 @@
 
 use crate::{downstream::Downstream, origin::OriginFetch, work::{Work, wants_upgrade}};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request};
-use std::sync::Arc;
+use std::{io::Write as _, net::IpAddr, sync::Arc};
 use weir_config::PathHandling;
 use weir_gateway::{Chain, RequestContext, RouteRuntime, Scheme, ServiceRuntime, context::LogView, router};
 
@@ -17,11 +17,18 @@ const IDENTITY: [&str; 7] = [
     "x-anonymous-consumer",
 ];
 
+/// Few requests have one of these, and looking at the names costs less than to ask for each of them.
+fn strip_identity(headers: &mut HeaderMap) {
+    if headers.keys().any(|name| name.as_str().starts_with("x-") && IDENTITY.contains(&name.as_str())) {
+        for name in IDENTITY {
+            headers.remove(name);
+        }
+    }
+}
+
 /// Serves a request that came by the gateway's door, or by the edge's with the API prefix.
 pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request::Parts) {
-    for name in IDENTITY {
-        request.headers.remove(name);
-    }
+    strip_identity(&mut request.headers);
     let live = work.live.clone();
     let snapshot = &live.snapshot;
     let host = work.cx.client.host.clone();
@@ -84,9 +91,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         && work.cx.consumer.is_none();
     let mut anonymous = request.clone();
     anonymous.method = http::Method::GET;
-    for name in IDENTITY {
-        anonymous.headers.remove(name);
-    }
+    strip_identity(&mut anonymous.headers);
     for name in [
         header::COOKIE,
         header::AUTHORIZATION,
@@ -167,7 +172,7 @@ fn towards(
         && route.path_handling == PathHandling::V0
         && let Some(Ok(prefix)) = path.get(..prefix_len).map(HeaderValue::from_str)
     {
-        request.headers.insert(HeaderName::from_static("x-forwarded-prefix"), prefix);
+        request.headers.insert(X_FORWARDED_PREFIX, prefix);
     }
     if !route.preserve_host {
         request.headers.insert(header::HOST, service.host_header.clone());
@@ -176,27 +181,48 @@ fn towards(
     request
 }
 
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const VIA: HeaderValue = HeaderValue::from_static("1.1 weir");
+
 /// Tells the upstream who asks, and how. What a client says of itself counts only from a trusted proxy.
 pub fn forwarded(headers: &mut HeaderMap, cx: &RequestContext) {
-    let set = |headers: &mut HeaderMap, name: &'static str, text: &str| {
-        if let Ok(value) = HeaderValue::from_str(text) {
-            headers.insert(HeaderName::from_static(name), value);
-        }
-    };
-    let before = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join(", ");
-    let chain = if cx.client.trusted && !before.is_empty() { format!("{before}, {}", cx.client.peer) } else { cx.client.peer.to_string() };
-    set(headers, "x-forwarded-for", &chain);
-    set(headers, "x-real-ip", &cx.client.ip.to_string());
-    set(headers, "x-forwarded-proto", cx.client.scheme.as_str());
-    let host = cx.client.host.as_str();
-    set(headers, "x-forwarded-host", host);
-    set(headers, "x-forwarded-port", &cx.client.port.to_string());
-    headers.remove("x-forwarded-prefix");
-    headers.remove("forwarded");
-    set(headers, "x-request-id", cx.id.as_str());
+    let client = &cx.client;
+    let peer = address(client.peer);
+    let before = if client.trusted { headers.get_all(&X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join(", ") } else { String::new() };
+    let chain = if before.is_empty() { peer.clone() } else { text(&format!("{before}, {}", client.peer)) };
+    headers.insert(X_FORWARDED_FOR, chain);
+    headers.insert(X_REAL_IP, if client.ip == client.peer { peer } else { address(client.ip) });
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()));
+    // Mostly the very bytes that the client sent.
+    let host = headers.get(header::HOST).filter(|sent| sent.as_bytes() == client.host.as_bytes()).cloned();
+    headers.insert(X_FORWARDED_HOST, host.unwrap_or_else(|| text(&client.host)));
+    headers.insert(X_FORWARDED_PORT, HeaderValue::from(client.port));
+    headers.remove(&X_FORWARDED_PREFIX);
+    headers.remove(header::FORWARDED);
+    headers.insert(X_REQUEST_ID, text(cx.id.as_str()));
     let via = match headers.get(header::VIA).and_then(|v| v.to_str().ok()) {
-        Some(before) => format!("{before}, 1.1 weir"),
-        None => "1.1 weir".to_string(),
+        Some(before) => text(&format!("{before}, 1.1 weir")),
+        None => VIA,
     };
-    set(headers, "via", &via);
+    headers.insert(header::VIA, via);
+}
+
+/// A value of our own making; what can stand in no field becomes an empty one.
+fn text(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+}
+
+fn address(address: IpAddr) -> HeaderValue {
+    let mut shown = [0u8; 48];
+    let mut rest = &mut shown[..];
+    // No address is longer than this.
+    let _ = write!(rest, "{address}");
+    let left = rest.len();
+    HeaderValue::from_bytes(&shown[..48 - left]).unwrap_or_else(|_| HeaderValue::from_static(""))
 }

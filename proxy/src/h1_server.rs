@@ -29,6 +29,7 @@ const DRAIN: u64 = 64 * 1024;
 pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &ShutdownWatch) -> Option<(Stream, Bytes)> {
     let mut wire = Wire::new(stream);
     let mut lane = Lane::default();
+    let mut out = Vec::new();
     loop {
         let head = match read_head(&mut wire, &mut lane, door, peer, shutdown).await {
             HeadRead::Request(head) => head,
@@ -60,7 +61,7 @@ pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &Shutdown
             head_only,
             // A server that is shutting down says so with its last answer.
             close: !keep_alive || shuts_down(shutdown),
-            out: Vec::new(),
+            out: &mut out,
             framing: ResponseLength::None,
             half_closed: false,
             state: State::Waiting,
@@ -195,7 +196,7 @@ pub struct H1<'a> {
     http10: bool,
     head_only: bool,
     close: bool,
-    out: Vec<u8>,
+    out: &'a mut Vec<u8>,
     framing: ResponseLength,
     half_closed: bool,
     state: State,
@@ -206,9 +207,7 @@ impl H1<'_> {
     /// Writes what waits in `out`, then `more` and `last`.
     async fn send(&mut self, more: &[u8], last: &[u8]) -> Result<(), ClientError> {
         self.wire.deadline.set(self.body_timeout);
-        let out = std::mem::take(&mut self.out);
-        let result = self.wire.write_all([&out, more, last]).await;
-        self.out = out;
+        let result = self.wire.write_all([&self.out[..], more, last]).await;
         self.out.clear();
         result.map_err(|error| {
             self.state = State::Broken;
@@ -337,7 +336,7 @@ impl Downstream for H1<'_> {
             () => Connection::Keep,
         };
         self.out.clear();
-        h1::write_response_head(&mut self.out, parts.status, &parts.headers, announced, connection);
+        h1::write_response_head(self.out, parts.status, &parts.headers, announced, connection);
         self.state = State::Body;
         // Else the head leaves with the first piece of the body, or with its end.
         if self.upgraded { self.send(&[], &[]).await } else { Ok(()) }
@@ -347,7 +346,7 @@ impl Downstream for H1<'_> {
         if self.http10 || self.state != State::Waiting {
             return Ok(());
         }
-        h1::write_interim(&mut self.out, parts.status, &parts.headers);
+        h1::write_interim(self.out, parts.status, &parts.headers);
         self.send(&[], &[]).await
     }
 
