@@ -52,5 +52,5 @@ pub use encode::{Accepted, Variant};
 pub use engine::{Engine, EngineOptions};
 pub use entry::Entry;
 pub use purge::{Purge, PurgeReport};
-pub use respond::write_fields_of_304;
+pub use respond::{without_body as fields_of_304, write_fields_of_304};
 pub use stats::{Stats, StatsSnapshot};

@@ -54,7 +54,7 @@ fn build(status: StatusCode, headers: HeaderMap, body: Bytes, report: Report) ->
 }
 
 /// The fields of a 304: all but those that describe the body; `Last-Modified` only where there is no `ETag`.
-pub(crate) fn without_body(mut headers: HeaderMap) -> HeaderMap {
+pub fn without_body(mut headers: HeaderMap) -> HeaderMap {
     for name in &BODY_FIELDS {
         headers.remove(name);
     }

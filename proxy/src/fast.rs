@@ -16,14 +16,18 @@ use crate::{
     edge::is_listed,
     guest::{Visitor, has_session},
     h1::{self, Peeked},
-    live::Live,
+    live::{EdgeRules, Live},
     server::{Door, DoorKind, Peer},
     wire::{Wire, send},
+    work::{self, Shown},
 };
-use bytes::Buf;
+use bytes::{Buf, Bytes};
+use h2::server::SendResponse;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use std::{sync::Arc, time::Instant};
-use weir_cache::{Accepted, Entry, Variant, status};
-use weir_gateway::RequestId;
+use weir_cache::{Accepted, Entry, Report, Variant, Verdict, status};
+use weir_config::CacheHeaders;
+use weir_gateway::{RequestId, metrics::HitCounters};
 
 /// What a connection keeps for its next hit.
 #[derive(Default)]
@@ -43,6 +47,12 @@ pub enum Served {
     No,
 }
 
+/// Where the entry was found.
+struct Place<'l> {
+    edge: &'l EdgeRules,
+    counters: &'l HitCounters,
+}
+
 /// A hit that is about to be written.
 struct Hit<'a> {
     entry: &'a Entry,
@@ -60,58 +70,55 @@ impl Lane {
         }
         let started = Instant::now();
         let live = door.weir.live.load();
-        if !live.settings.fast_lane {
-            return Served::No;
-        }
         let Some(head) = h1::peek(&wire.received, live.settings.max_head) else { return Served::No };
-        let Some((entry, rule)) = self.find(door, &live, peer, &head) else { return Served::No };
-        let accepted = Accepted::of(head.accept_encoding);
-        let now = door.weir.environment.cache.clock().now_ms();
-        let Some(hit) = Hit::of(&entry, &head, &accepted, now) else { return Served::No };
-        let edge = live.edge.as_ref();
-        let Some(counters) = edge.and_then(|edge| edge.hits.get(rule)) else { return Served::No };
+        let Some((entry, place)) = self.find(door, &live, peer, &head) else { return Served::No };
+        let Some(hit) = Hit::of(&entry, &head, door.weir.environment.cache.clock().now_ms()) else { return Served::No };
 
         let id = RequestId::random();
         self.tail.clear();
         if hit.held {
-            hit.not_modified(&mut self.tail);
+            self.tail.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n");
+            weir_cache::write_fields_of_304(&mut self.tail, &hit.variant.head);
         }
-        if let Some(edge) = edge {
-            hit.lines(&mut self.tail, &edge.config.headers, &self.key, &id);
-        }
-        let body: &[u8] = if hit.held || head.head_only { &[] } else { &hit.variant.body };
+        hit.write_lines(&mut self.tail, &place.edge.config.headers, &self.key, &id);
         let first: &[u8] = if hit.held { &[] } else { &hit.variant.head };
+        let body: &[u8] = if hit.has_body(&head) { &hit.variant.body } else { &[] };
         wire.deadline.set(live.settings.body_timeout);
-        let (bytes, length) = (body.len() as u64, head.length);
-        let status = if hit.held { 304 } else { entry.meta().status };
         let sent = send(&mut wire.stream, &mut wire.deadline, [first, &self.tail, body]).await;
-        let time = started.elapsed();
-        counters.hit(status, bytes, time, sent.is_err());
-        door.weir.environment.cache.count_hit();
-        door.weir.access.line(&Line {
-            door: door.kind.name(),
-            client: peer.ip,
-            method: if head.head_only { "HEAD" } else { "GET" },
-            host: head.host,
-            target: head.target,
-            route: "document",
-            status,
-            bytes: (0, bytes),
-            time,
-            answered_by: "cache",
-            cache: "HIT",
-            reason: if sent.is_err() { "client-gone" } else { "-" },
-            endpoint: "-",
-            tries: 0,
-            id: id.as_str(),
-        });
+        hit.record(door, peer, &head, &place, &id, started, sent.is_err());
+        let length = head.length;
         wire.received.advance(length);
         if sent.is_ok() { Served::Yes } else { Served::Broken }
     }
 
+    /// The same for a request without a body that came in HTTP/2: whether it was answered. What the client's windows do not take yet waits
+    /// in the connection, as references to the shared body.
+    pub fn serve_h2<B>(&mut self, door: &Door, peer: &Peer, request: &Request<B>, respond: &mut SendResponse<Bytes>) -> bool {
+        if door.kind != DoorKind::Edge {
+            return false;
+        }
+        let started = Instant::now();
+        let live = door.weir.live.load();
+        let (method, uri, headers) = (request.method(), request.uri(), request.headers());
+        let Some(head) = Peeked::of(method, uri, headers) else { return false };
+        let Some((entry, place)) = self.find(door, &live, peer, &head) else { return false };
+        let Some(hit) = Hit::of(&entry, &head, door.weir.environment.cache.clock().now_ms()) else { return false };
+
+        let id = RequestId::random();
+        let mut response = Response::new(());
+        *response.status_mut() = hit.status();
+        let fields = response.headers_mut();
+        *fields = if hit.held { weir_cache::fields_of_304(hit.variant.headers()) } else { hit.variant.headers() };
+        hit.set_fields(fields, &place.edge.config.headers, &self.key, &id);
+        let body = hit.has_body(&head);
+        let sent = respond.send_response(response, !body).and_then(|mut send| if body { send.send_data(hit.variant.body.clone(), true) } else { Ok(()) });
+        hit.record(door, peer, &head, &place, &id, started, sent.is_err());
+        true
+    }
+
     /// The entry that answers, and the place of its rule.
-    fn find(&mut self, door: &Door, live: &Live, peer: &Peer, head: &Peeked<'_>) -> Option<(Arc<Entry>, usize)> {
-        let edge = live.edge.as_ref()?;
+    fn find<'l>(&mut self, door: &Door, live: &'l Live, peer: &Peer, head: &Peeked<'_>) -> Option<(Arc<Entry>, Place<'l>)> {
+        let edge = live.edge.as_ref().filter(|_| live.settings.fast_lane)?;
         // From a trusted proxy these fields say who asks and how.
         if head.forwarded && live.trusts(&peer.ip) {
             return None;
@@ -144,20 +151,21 @@ impl Lane {
         }
         let (host, target) = place.parts(&self.key);
         door.weir.popular.asked(host, target);
-        Some((entry, place.rule))
+        Some((entry, Place { edge, counters: edge.hits.get(place.rule)? }))
     }
 }
 
 impl<'a> Hit<'a> {
     /// `None`: this form of answer is the general lane's.
-    fn of(entry: &'a Entry, head: &Peeked<'_>, accepted: &Accepted, now: u64) -> Option<Hit<'a>> {
-        let whole = Hit { entry, variant: entry.pick_for(accepted), held: false, now };
+    fn of(entry: &'a Entry, head: &Peeked<'_>, now: u64) -> Option<Hit<'a>> {
+        let accepted = Accepted::of(head.accept_encoding);
+        let whole = Hit { entry, variant: entry.pick_for(&accepted), held: false, now };
         if entry.meta().status != 200 {
             return (head.range.is_none() && matches!(entry.meta().status, 404 | 410)).then_some(whole);
         }
         // If-None-Match goes before If-Modified-Since, and both before Range (RFC 9110 section 13.2.2).
         if let Some(list) = head.if_none_match {
-            if let Some(variant) = entry.held_for(|| std::iter::once(list), accepted) {
+            if let Some(variant) = entry.held_for(|| std::iter::once(list), &accepted) {
                 return Some(Hit { variant, held: true, ..whole });
             }
         } else if head.if_modified_since.is_some() {
@@ -166,17 +174,27 @@ impl<'a> Hit<'a> {
         head.range.is_none().then_some(whole)
     }
 
-    /// The head of a 304: that of the variant, without the fields that describe its body (RFC 9110 section 15.4.5).
-    fn not_modified(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n");
-        weir_cache::write_fields_of_304(out, &self.variant.head);
+    fn status(&self) -> StatusCode {
+        if self.held { StatusCode::NOT_MODIFIED } else { self.entry.status() }
+    }
+
+    fn has_body(&self, head: &Peeked<'_>) -> bool {
+        !self.held && !head.head_only && !self.variant.body.is_empty()
+    }
+
+    fn age(&self) -> u64 {
+        self.entry.age_ms(self.now) / 1000
+    }
+
+    fn ttl(&self) -> i64 {
+        self.entry.fresh_ms(self.now).div_euclid(1000)
     }
 
     /// The lines that belong to this answer, and the end of the head.
-    fn lines(&self, out: &mut Vec<u8>, shown: &weir_config::CacheHeaders, key: &str, id: &RequestId) {
+    fn write_lines(&self, out: &mut Vec<u8>, shown: &CacheHeaders, key: &str, id: &RequestId) {
         let mut buffer = itoa::Buffer::new();
-        let age = buffer.format(self.entry.age_ms(self.now) / 1000);
-        let ttl = self.entry.fresh_ms(self.now).div_euclid(1000);
+        let age = buffer.format(self.age());
+        let ttl = self.ttl();
         let mut put = |parts: &[&str]| parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
         put(&["age: ", age]);
         if shown.status {
@@ -191,5 +209,42 @@ impl<'a> Hit<'a> {
             status::write_hit(out, ttl, shown.key.then_some(key));
         }
         out.extend_from_slice(b"\r\n\r\n");
+    }
+
+    /// The same lines as fields.
+    fn set_fields(&self, fields: &mut HeaderMap, shown: &CacheHeaders, key: &str, id: &RequestId) {
+        let report = Report { ttl: Some(self.ttl()), age: Some(self.age()), key: Some(key.to_string()), ..Report::new(Verdict::Hit) };
+        fields.insert(header::AGE, HeaderValue::from(self.age()));
+        work::show(fields, &report, Shown { status: shown.status, key: shown.key, cache_status: shown.cache_status, strip_site: false });
+        if let Ok(id) = HeaderValue::from_str(id.as_str()) {
+            fields.insert(work::X_REQUEST_ID, id);
+        }
+    }
+
+    /// Counts the hit and writes its line of the access log.
+    #[allow(clippy::too_many_arguments)]
+    fn record(&self, door: &Door, peer: &Peer, head: &Peeked<'_>, place: &Place<'_>, id: &RequestId, started: Instant, gone: bool) {
+        let time = started.elapsed();
+        let bytes = if self.has_body(head) { self.variant.body.len() as u64 } else { 0 };
+        let status = self.status().as_u16();
+        place.counters.hit(status, bytes, time, gone);
+        door.weir.environment.cache.count_hit();
+        door.weir.access.line(&Line {
+            door: door.kind.name(),
+            client: peer.ip,
+            method: if head.head_only { "HEAD" } else { "GET" },
+            host: head.host,
+            target: head.target,
+            route: "document",
+            status,
+            bytes: (0, bytes),
+            time,
+            answered_by: "cache",
+            cache: "HIT",
+            reason: if gone { "client-gone" } else { "-" },
+            endpoint: "-",
+            tries: 0,
+            id: id.as_str(),
+        });
     }
 }

@@ -88,7 +88,7 @@ enum HeadRead {
 }
 
 /// Whether the server is shutting down. The watch changes once, from `false` to `true`.
-fn shuts_down(shutdown: &ShutdownWatch) -> bool {
+pub(crate) fn shuts_down(shutdown: &ShutdownWatch) -> bool {
     shutdown.has_changed().unwrap_or(true)
 }
 

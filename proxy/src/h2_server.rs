@@ -1,6 +1,9 @@
 //! HTTP/2 towards clients: `h2` on the same stream, one task a request, into the same pipeline.
 
 use crate::{
+    deadline::Deadline,
+    fast::Lane,
+    h1_server::shuts_down,
     downstream::{AnswerBody, ClientError, Downstream, Raw, RequestBody},
     server::{Door, Peer},
 };
@@ -73,25 +76,42 @@ pub async fn serve(door: &Arc<Door>, stream: Stream, first: Bytes, peer: &Arc<Pe
         .initial_connection_window_size(4 * WINDOW);
     let handshake = builder.handshake::<_, Bytes>(Prefixed { first, stream });
     let Ok(Ok(mut connection)) = tokio::time::timeout(settings.head_timeout, handshake).await else { return };
-    let mut stop = shutdown.clone();
-    let mut stopping = *shutdown.borrow();
+    let mut stopping = false;
     let open = Arc::new(AtomicUsize::new(0));
+    let mut lane = Lane::default();
+    let mut idle = Deadline::new();
+    idle.set(settings.keepalive);
     loop {
-        let idle = tokio::time::sleep(settings.keepalive);
-        let accepted = tokio::select! {
-            accepted = connection.accept() => accepted,
-            _ = stop.changed(), if !stopping => {
-                stopping = true;
-                connection.graceful_shutdown();
-                continue;
+        let accepted = poll_fn(|cx| {
+            if let Poll::Ready(accepted) = connection.poll_accept(cx) {
+                return Poll::Ready(Some(accepted));
             }
-            () = idle, if !stopping && open.load(Ordering::Relaxed) == 0 => {
+            if stopping {
+                return Poll::Pending;
+            }
+            // The ticks of the deadline bring the task here at least once a second: often enough to notice the server's end.
+            while idle.poll_expired(cx) {
+                if open.load(Ordering::Relaxed) == 0 {
+                    return Poll::Ready(None);
+                }
+                idle.set(settings.keepalive);
+            }
+            if shuts_down(shutdown) { Poll::Ready(None) } else { Poll::Pending }
+        })
+        .await;
+        let accepted = match accepted {
+            Some(accepted) => accepted,
+            None => {
                 stopping = true;
                 connection.graceful_shutdown();
                 continue;
             }
         };
-        let Some(Ok((request, respond))) = accepted else { return };
+        let Some(Ok((request, mut respond))) = accepted else { return };
+        idle.set(settings.keepalive);
+        if request.body().is_end_stream() && lane.serve_h2(door, peer, &request, &mut respond) {
+            continue;
+        }
         let (door, peer, open) = (door.clone(), peer.clone(), open.clone());
         open.fetch_add(1, Ordering::Relaxed);
         tokio::spawn(async move {
@@ -262,7 +282,13 @@ impl Downstream for H2 {
                 Ok(Some(Ok(0))) => {}
                 Ok(Some(Ok(count))) => {
                     let part = piece.split_to(count.min(piece.len()));
-                    send.send_data(part, false).map_err(|_| ClientError::Gone)?;
+                    // The end leaves with the last byte.
+                    let last = piece.is_empty() && self.left == Some(0);
+                    send.send_data(part, last).map_err(|_| ClientError::Gone)?;
+                    if last {
+                        self.send = None;
+                        return Ok(());
+                    }
                 }
                 Ok(_) => return Err(ClientError::Gone),
                 Err(_) => return Err(ClientError::Slow),

@@ -15,7 +15,7 @@ use std::{future::poll_fn, sync::Arc, task::Poll};
 use weir_cache::{BodyReader, CacheRequest, FetchError, Outcome, Plan, Report};
 use weir_gateway::{Chain, Reply, RequestContext, ServiceRuntime, context::SeenBody, plugin::Ending};
 
-const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// A request at work.
 pub struct Work<'a, D> {
@@ -430,7 +430,7 @@ impl<D: Downstream> Work<'_, D> {
 }
 
 /// Tells the client what the cache did.
-fn show(headers: &mut HeaderMap, report: &Report, shown: Shown) {
+pub(crate) fn show(headers: &mut HeaderMap, report: &Report, shown: Shown) {
     let mut set = |name: &'static str, value: HeaderValue| {
         headers.insert(HeaderName::from_static(name), value);
     };

@@ -6,6 +6,7 @@
 //! them against each other).
 
 use super::fields;
+use http::{HeaderMap, Method, Uri};
 
 /// Lines of a head at most; longer ones are the strict parser's.
 const MAX_LINES: usize = 100;
@@ -94,33 +95,7 @@ pub fn peek(buf: &[u8], max_head: usize) -> Option<Peeked<'_>> {
     let mut lines = memchr::memchr_iter(b'\n', buf);
     let first = lines.next()?;
     let target = buf[from..first].strip_suffix(b" HTTP/1.1\r")?;
-    let (path, query) = match memchr::memchr(b'?', target) {
-        Some(mark) => (&target[..mark], Some(&target[mark + 1..])),
-        None => (target, None),
-    };
-    if !all(path, &PATH) || !query.is_none_or(|query| all(query, &QUERY)) || target.len() > 4096 {
-        return None;
-    }
-    let text = |bytes| std::str::from_utf8(bytes).ok();
-    let mut found = Peeked {
-        length: 0,
-        head_only,
-        target: text(target)?,
-        path: text(path)?,
-        query: query.and_then(text),
-        host: "",
-        accept: None,
-        accept_encoding: None,
-        user_agent: None,
-        fetch_dest: None,
-        if_none_match: None,
-        if_modified_since: None,
-        range: None,
-        if_range: None,
-        cookie: None,
-        directives: false,
-        forwarded: false,
-    };
+    let mut found = Peeked::new(head_only, std::str::from_utf8(target).ok()?)?;
     let mut begin = first + 1;
     for (count, end) in lines.enumerate() {
         let line = buf[begin..end].strip_suffix(b"\r")?;
@@ -154,6 +129,53 @@ fn trimmed(mut value: &[u8]) -> &[u8] {
 }
 
 impl<'a> Peeked<'a> {
+    /// The same look at a request that came in HTTP/2, whose parser has seen to its form already.
+    pub fn of(method: &Method, uri: &'a Uri, headers: &'a HeaderMap) -> Option<Peeked<'a>> {
+        let head_only = match *method {
+            Method::GET => false,
+            Method::HEAD => true,
+            _ => return None,
+        };
+        let authority = uri.authority()?.as_str();
+        let target = uri.path_and_query()?.as_str();
+        let mut found = Peeked::new(head_only, target)?;
+        found.note(b"host", authority.as_bytes())?;
+        for (name, value) in headers {
+            found.note(name.as_str().as_bytes(), value.as_bytes())?;
+        }
+        Some(found)
+    }
+
+    /// With nothing but a target; `None` if that is not plain.
+    fn new(head_only: bool, target: &'a str) -> Option<Peeked<'a>> {
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target, None),
+        };
+        if !path.starts_with('/') || !all(path.as_bytes(), &PATH) || !query.is_none_or(|query| all(query.as_bytes(), &QUERY)) || target.len() > 4096 {
+            return None;
+        }
+        Some(Peeked {
+            length: 0,
+            head_only,
+            target,
+            path,
+            query,
+            host: "",
+            accept: None,
+            accept_encoding: None,
+            user_agent: None,
+            fetch_dest: None,
+            if_none_match: None,
+            if_modified_since: None,
+            range: None,
+            if_range: None,
+            cookie: None,
+            directives: false,
+            forwarded: false,
+        })
+    }
+
     /// Takes note of a field. `None`: this request needs more thought than there is here.
     fn note(&mut self, name: &[u8], value: &'a [u8]) -> Option<()> {
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
