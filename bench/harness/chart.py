@@ -43,10 +43,10 @@ def comparison(result):
     return page(width, y + 20, parts)
 
 
-def growth(result):
+def growth(result, leave_out):
     """One small curve for each thing that grows; both axes logarithmic where the range asks for it."""
     wide, high, columns, margin = 420, 250, 2, 16
-    curves = list(result["curves"].items())
+    curves = [(name, curve) for name, curve in result["curves"].items() if name != leave_out]
     machine = result["machine"]
     width = margin * 2 + wide * columns
     parts = [text(margin, 34, "How cost grows", 18, weight="600"), text(margin, 54, f"{machine['date']} · {machine['processor']} · Linux {machine['kernel']} · µs of CPU a request, median; below the axis: memory of each, where measured", 11, colour=FAINT)]
@@ -87,7 +87,7 @@ def one_curve(left, top, wide, high, curve):
         parts.append(text(x, y0 + 16, short(point["x"]), 10, "middle", FAINT))
     memory = [(point, x) for point, (x, _) in zip(points, places) if point.get("memory") is not None]
     for point, x in memory:
-        parts.append(text(x, y0 + 40, bytes_short(point["memory"]), 10, "middle", INK))
+        parts.append(text(min(x, left + wide - 40), y0 + 40, bytes_short(point["memory"]), 10, "middle", INK))
     parts.append(text(x0 - 8, y0 + 28, curve["axis"], 10, "start", FAINT))
     if memory:
         parts.append(text(left, y0 + 40, "each", 10, "start", FAINT))

@@ -5,6 +5,10 @@ import os
 import platform
 
 
+def now():
+    return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def describe():
     """Lines of text: processor, cores, memory, kernel, distribution, date."""
     model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
@@ -16,5 +20,5 @@ def describe():
         "memory": f"{memory:.0f} GiB",
         "kernel": platform.release(),
         "system": name,
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "date": now(),
     }

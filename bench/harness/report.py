@@ -34,12 +34,12 @@ def markdown(result):
     lines = [
         f"{machine['date']} · {machine['processor']}, {machine['cores']} cores, {machine['memory']} · {machine['system']}, Linux {machine['kernel']}",
         "",
-        f"Median of {options['rounds']} rounds of {options['seconds']} s in shuffled order (lowest–highest), each after and before a check of the answers. "
+        "Median of the rounds (lowest–highest), which take the servers in shuffled order, each after and before a check of the answers. "
         f"Server on core {options['server_core']}, load and origin on core {options['load_core']}. Access logs and metrics are on.",
         "",
     ]
     for row in result["rows"]:
-        lines += [f"**{row['title']}** – {row['unit']}", ""]
+        lines += [f"**{row['title']}** – {row['unit']}", "", f"{row['measured']}: {', '.join(f'{name} {version}' for name, version in row['versions'].items())}", ""]
         memory = any("memory" in entry for entry in row["products"])
         lines += ["| | median (range) | × Weir | answers/s |" + (" resident MB |" if memory else ""), "|---|---|---|---|" + ("---|" if memory else "")]
         weir = next((entry for entry in row["products"] if entry["name"] == "weir"), None)
@@ -55,8 +55,17 @@ def markdown(result):
             lines.append(f"- bar: at most {bar['bar']:g} × {bar['other']}; found {bar['ratio']:.2f} ×: {verdict}")
         if row["bars"]:
             lines.append("")
-    lines.append("Versions: " + ", ".join(f"{name} {version}" for name, version in result["versions"].items()) + ".")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def keep_others(result, folder):
+    """Takes over rows of an earlier result that this one does not have, in the order of that one."""
+    try:
+        earlier = json.loads((folder / "results.json").read_text())["rows"]
+    except FileNotFoundError:
+        return
+    new = {row["name"]: row for row in result["rows"]}
+    result["rows"] = [new.pop(row["name"], row) for row in earlier] + list(new.values())
 
 
 def write(result, folder):
