@@ -31,10 +31,16 @@ pub trait Control: Send + Sync + 'static {
     ///
     /// Errors: nothing is configured, or another round is under way.
     async fn warm_up(&self) -> Result<mpsc::Receiver<Value>, String>;
+    /// Ends a token on all instances.
+    ///
+    /// Errors: why the order can not be carried out, or that the store did not take it: then it is ended on this instance only.
+    async fn log_out(&self, order: LogOutOrder) -> Result<(), (StatusCode, String)>;
     /// Reads the configuration again.
     ///
     /// Errors: what is wrong with it; the old one stays in force.
     async fn reload(&self) -> Result<(), String>;
+    /// Why the last reload was refused; `None`: it was not, or there was none.
+    fn refused_reload(&self) -> Option<String>;
 }
 
 /// Serves the admin port until `stop` resolves.
@@ -79,7 +85,7 @@ async fn answer(control: &dyn Control, peer: SocketAddr, request: Request<Incomi
     let path = parts.uri.path().trim_end_matches('/').to_string();
     match (parts.method.as_str(), path.as_str()) {
         ("GET" | "HEAD", "/health" | "/health/live") => return as_json(StatusCode::OK, &json!({ "status": "ok" })),
-        ("GET" | "HEAD", "/ready" | "/health/ready") => return readiness(control.environment()),
+        ("GET" | "HEAD", "/ready" | "/health/ready") => return readiness(control),
         _ => {}
     }
     if let Err(refusal) = allowed(control, peer, &parts.headers) {
@@ -90,20 +96,38 @@ async fn answer(control: &dyn Control, peer: SocketAddr, request: Request<Incomi
         "/metrics" if get => plain(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", control.environment().metrics.text(control.environment())),
         "" if get => as_json(StatusCode::OK, &json!({
             "name": "weir", "version": env!("CARGO_PKG_VERSION"),
-            "calls": ["GET /metrics", "GET /health", "GET /ready", "GET /status", "POST /purge {\"url\"|\"key\"|\"prefix\"|\"host\"|\"tag\"|\"all\": …, \"soft\", \"warm\"}", "POST /warm-up", "POST /reload"],
+            "calls": ["GET /metrics", "GET /health", "GET /ready", "GET /status", "GET /upstreams", "PUT /upstreams/{upstream}/targets/{host:port}/{healthy|unhealthy|draining}", "POST /purge {\"url\"|\"key\"|\"prefix\"|\"host\"|\"tag\"|\"all\": …, \"soft\", \"warm\"}", "POST /warm-up", "POST /logout {\"token\"|\"jti\"|\"sha256\": …, \"channel\"}", "POST /reload"],
         })),
+        "/upstreams" if get => as_json(StatusCode::OK, &json!({ "upstreams": control.environment().endpoints.view() })),
+        target if target.starts_with("/upstreams/") => set_health(control.environment(), &parts.method, target),
         "/status" if get => as_json(StatusCode::OK, &status(control)),
         "/purge" if parts.method == Method::POST => purge(control, body).await,
         "/warm-up" if parts.method == Method::POST => match control.warm_up().await {
             Ok(lines) => as_lines(lines),
             Err(reason) => as_json(StatusCode::CONFLICT, &json!({ "message": reason })),
         },
+        "/logout" if parts.method == Method::POST => log_out(control, body).await,
         "/reload" if parts.method == Method::POST => match control.reload().await {
             Ok(()) => as_json(StatusCode::OK, &json!({ "message": "the new configuration is in force" })),
             Err(reason) => as_json(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "message": "the old configuration stays in force", "errors": reason })),
         },
-        "" | "/metrics" | "/status" | "/purge" | "/warm-up" | "/reload" => as_json(StatusCode::METHOD_NOT_ALLOWED, &json!({ "message": "method not allowed" })),
+        "" | "/metrics" | "/status" | "/upstreams" | "/purge" | "/warm-up" | "/logout" | "/reload" => as_json(StatusCode::METHOD_NOT_ALLOWED, &json!({ "message": "method not allowed" })),
         _ => as_json(StatusCode::NOT_FOUND, &json!({ "message": "no such call; GET / lists them" })),
+    }
+}
+
+/// `PUT /upstreams/{upstream}/targets/{target}/{state}`, as in Kong; `draining` is Weir's own.
+fn set_health(environment: &Environment, method: &Method, path: &str) -> Answer {
+    let parts: Vec<&str> = path.split('/').skip(2).collect();
+    let [upstream, "targets", target, state @ ("healthy" | "unhealthy" | "draining")] = parts[..] else {
+        return as_json(StatusCode::NOT_FOUND, &json!({ "message": "no such call; GET / lists them" }));
+    };
+    if method != Method::PUT {
+        return as_json(StatusCode::METHOD_NOT_ALLOWED, &json!({ "message": "method not allowed" }));
+    }
+    match environment.endpoints.set(upstream, target, state) {
+        Ok(()) => plain(StatusCode::NO_CONTENT, "application/json; charset=utf-8", Bytes::new()),
+        Err(reason) => as_json(StatusCode::NOT_FOUND, &json!({ "message": reason })),
     }
 }
 
@@ -118,6 +142,31 @@ async fn purge(control: &dyn Control, body: Incoming) -> Answer {
         Ok(report) => as_json(StatusCode::OK, &report),
         Err(reason) => bad(&reason),
     }
+}
+
+async fn log_out(control: &dyn Control, body: Incoming) -> Answer {
+    let bad = |message: &str| as_json(StatusCode::BAD_REQUEST, &json!({ "message": message }));
+    let Ok(body) = Limited::new(body, MAX_BODY).collect().await else { return bad("the body could not be read") };
+    // What is wrong with it is not shown: it may hold a token.
+    let Ok(order) = serde_json::from_slice::<LogOutOrder>(&body.to_bytes()) else { return bad("the body is not a logout: one of `token`, `jti` and `sha256` is wanted") };
+    match control.log_out(order).await {
+        Ok(()) => as_json(StatusCode::OK, &json!({ "message": "the token is logged out on all instances" })),
+        Err((status, reason)) => as_json(status, &json!({ "message": reason })),
+    }
+}
+
+/// Which token to end: one of `token`, `jti` and `sha256`.
+#[derive(Default, serde::Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogOutOrder {
+    /// The token itself.
+    pub token: Option<String>,
+    /// Its `jti`.
+    pub jti: Option<String>,
+    /// The SHA-256 of the token in hex.
+    pub sha256: Option<String>,
+    /// The channel that `token-validator` listens on; `logout` if not given.
+    pub channel: Option<String>,
 }
 
 /// What to purge: one of `url`, `key`, `prefix`, `host`, `tag` and `all`.
@@ -158,19 +207,30 @@ fn allowed(control: &dyn Control, peer: SocketAddr, headers: &HeaderMap) -> Resu
 }
 
 /// Ready, or degraded when the store is away: Weir serves from memory and origin then, so that it must not be taken out.
-fn readiness(environment: &Environment) -> Answer {
+fn readiness(control: &dyn Control) -> Answer {
+    let environment = control.environment();
     let (status, store) = match environment.store.health.check() {
         Ok(()) => ("ready", "ok".to_string()),
         Err(reason) => ("degraded", reason),
     };
-    as_json(StatusCode::OK, &json!({ "status": status, "store": { "kind": environment.store.health.kind(), "state": store } }))
+    // The reason may quote the file: it is for /status and the log.
+    let configuration = if control.refused_reload().is_some() { "the last reload was refused; the configuration before it is in force" } else { "ok" };
+    as_json(
+        StatusCode::OK,
+        &json!({ "status": status, "configuration": configuration, "store": { "kind": environment.store.health.kind(), "state": store } }),
+    )
 }
 
 fn status(control: &dyn Control) -> Value {
     let environment = control.environment();
     let totals = environment.store.health.totals();
-    let endpoints: Vec<Value> =
-        environment.endpoints.health().into_iter().map(|(name, up, in_flight)| json!({ "endpoint": name, "up": up, "in_flight": in_flight })).collect();
+    let endpoints: Vec<Value> = environment
+        .endpoints
+        .view()
+        .iter()
+        .flat_map(|u| &u.endpoints)
+        .map(|e| json!({ "endpoint": e.target, "up": e.is_in_use(), "in_flight": e.in_flight }))
+        .collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "store": {
@@ -180,7 +240,9 @@ fn status(control: &dyn Control) -> Value {
         },
         "cache": environment.cache.stats(),
         "endpoints": endpoints,
+        "resilience": environment.resilience.describe(),
         "configuration": control.describe(),
+        "refused_reload": control.refused_reload(),
     })
 }
 

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use std::{
     collections::{HashMap, VecDeque},
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 use tokio::sync::Notify;
 
@@ -67,9 +67,15 @@ pub(crate) struct Body {
     state: Mutex<State>,
     grown: Notify,
     drained: Notify,
+    refused: OnceLock<&'static str>,
 }
 
 impl Body {
+    /// Notes why it will not be kept after all. Before [`Body::finish`], so that every reader can know at the end.
+    pub(crate) fn refuse(&self, reason: &'static str) {
+        let _ = self.refused.set(reason);
+    }
+
     /// Adds a reader that begins at the first byte; `None` if that byte is gone.
     pub(crate) fn reader(self: &Arc<Self>) -> Option<Reader> {
         let mut state = self.state.lock();
@@ -175,6 +181,10 @@ impl BodyReader for Reader {
             }
             grown.await;
         }
+    }
+
+    fn refused(&self) -> Option<&'static str> {
+        self.body.refused.get().copied()
     }
 }
 

@@ -6,7 +6,7 @@
 //!         | head length 4 | hidden length 4 | tags length 4 | body length 8 | checksum 8
 //!         | packed length 4 | br, zstd, gzip length 4 each | head | hidden | tags | body | br | zstd | gzip
 //! spec:   generation 8 | names length 4 | checksum 8 | names, one a line
-//! pass:   until 8 | checksum 8
+//! pass:   until 8 | reason length 4 | checksum 8 | reason
 //! ```
 //!
 //! A packed length other than 0: the body lies there as a zstd frame of that length, which gives the body length; if it is all ones, the
@@ -17,7 +17,7 @@
 use crate::{
     encode::{self, Bodies},
     entry::{Entry, Meta, field_lines, lines},
-    fields,
+    fields, reasons,
     vary::Spec,
 };
 use bytes::Bytes;
@@ -25,7 +25,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use std::sync::Arc;
 
 const MAGIC: &[u8; 4] = b"WEIR";
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
 const ENTRY: u8 = 1;
 /// Bytes between the length of the tags and the checksum.
 const AFTER_TAGS: usize = 8;
@@ -51,6 +51,8 @@ pub enum Stored {
     Pass {
         /// When the mark ends.
         until_ms: u64,
+        /// Why it is not kept; `None`: for a reason that this version does not know.
+        reason: Option<&'static str>,
     },
 }
 
@@ -160,11 +162,13 @@ pub fn encode_spec(key: &str, spec: &Spec) -> Bytes {
 }
 
 /// A hit-for-miss mark for the store.
-pub fn encode_pass(key: &str, until_ms: u64) -> Bytes {
-    let mut out = begin(PASS, key, 16);
+pub fn encode_pass(key: &str, until_ms: u64, reason: &str) -> Bytes {
+    let mut out = begin(PASS, key, 20 + reason.len());
     out.extend_from_slice(&until_ms.to_le_bytes());
-    let sum = checksum(&[&out]);
+    out.extend_from_slice(&(reason.len() as u32).to_le_bytes());
+    let sum = checksum(&[&out, reason.as_bytes()]);
     out.extend_from_slice(&sum.to_le_bytes());
+    out.extend_from_slice(reason.as_bytes());
     out.into()
 }
 
@@ -184,12 +188,7 @@ pub fn decode(key: &str, raw: &Bytes) -> Result<Stored, Unreadable> {
     match kind {
         ENTRY => reader.entry(key),
         SPEC => reader.spec(),
-        PASS => {
-            let until_ms = reader.u64()?;
-            reader.check(&[])?;
-            reader.end()?;
-            Ok(Stored::Pass { until_ms })
-        }
+        PASS => reader.pass(),
         _ => Err(Unreadable::Format),
     }
 }
@@ -328,6 +327,18 @@ impl<'a> Reader<'a> {
         let body = encode::unpack(frame, length).ok_or(Unreadable::Packed)?;
         // One buffer again, and nothing of the packed form kept alive.
         Ok(Stored::Entry(assemble(key, meta, [&head, &hidden, &tags], &[body], &bodies).into()))
+    }
+
+    fn pass(mut self) -> Result<Stored, Unreadable> {
+        let until_ms = self.u64()?;
+        let length = self.u32()? as usize;
+        let numbers = self.at;
+        self.at += 8;
+        let reason = self.part(length)?;
+        self.end()?;
+        self.at = numbers;
+        self.check(&[&reason])?;
+        Ok(Stored::Pass { until_ms, reason: reasons::known(&reason) })
     }
 
     fn spec(mut self) -> Result<Stored, Unreadable> {

@@ -1,5 +1,6 @@
 //! The face of the engine: what a plan is, how the origin is asked, what comes back.
 
+use crate::encode::Codings;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, response};
@@ -50,8 +51,8 @@ pub struct Policy {
     pub max_fills: Option<usize>,
     /// Replaces the response's `Cache-Control` towards clients, if set (pages: `public, max-age=0, must-revalidate`).
     pub client_cache_control: Option<HeaderValue>,
-    /// Whether responses that compress well are kept in br, zstd and gzip too, and answered in what `Accept-Encoding` likes best.
-    pub encode: bool,
+    /// In which codings responses that compress well are kept too, to be answered in what `Accept-Encoding` likes best.
+    pub encodings: Codings,
 }
 
 /// Who decides how long a response is fresh.
@@ -115,6 +116,16 @@ pub struct FetchError {
 pub trait BodyReader: Send {
     /// The next piece.
     async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError>;
+
+    /// What followed a complete body (RFC 9110 section 6.5), once. It is passed on and never stored.
+    fn trailers(&mut self) -> Option<HeaderMap> {
+        None
+    }
+
+    /// After the end: why the response is not kept although its head promised that it would be (see [`Report::stored`]).
+    fn refused(&self) -> Option<&'static str> {
+        None
+    }
 }
 
 /// The origin's answer.
@@ -190,6 +201,8 @@ pub struct Report {
     pub age: Option<u64>,
     /// The reason, one token such as `set-cookie`, `no-store`, `vary`, `incomplete`, `hit-for-miss`, `lock-timeout`.
     pub detail: Option<&'static str>,
+    /// With `hit-for-miss`: why the page was not kept when it was last fetched.
+    pub because: Option<&'static str>,
     /// The shown key.
     pub key: Option<String>,
     /// Time spent waiting for someone else's fill.
@@ -233,6 +246,7 @@ impl Report {
             ttl: None,
             age: None,
             detail: None,
+            because: None,
             key: None,
             waited: Duration::ZERO,
         }

@@ -57,6 +57,52 @@ impl Coding {
     }
 }
 
+/// Codings that bodies are kept in, besides identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Codings(u8);
+
+impl Codings {
+    /// All that Weir can make.
+    pub const ALL: Codings = Codings(0b111);
+    /// None: bodies are kept as they came.
+    pub const NONE: Codings = Codings(0);
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// Whether this one is among them.
+    pub fn has(self, coding: Coding) -> bool {
+        self.0 & Codings::bit(coding) != 0
+    }
+
+    fn bit(coding: Coding) -> u8 {
+        match coding {
+            Coding::Br => 1,
+            Coding::Zstd => 2,
+            Coding::Gzip => 4,
+            Coding::Identity => 0,
+        }
+    }
+
+    /// As three bits, for the flags of an entry.
+    pub(crate) fn bits(self) -> u8 {
+        self.0
+    }
+
+    /// From the lowest three bits.
+    pub(crate) fn of_bits(bits: u8) -> Codings {
+        Codings(bits & Codings::ALL.0)
+    }
+}
+
+impl FromIterator<Coding> for Codings {
+    fn from_iter<I: IntoIterator<Item = Coding>>(codings: I) -> Codings {
+        Codings(codings.into_iter().fold(0, |all, coding| all | Codings::bit(coding)))
+    }
+}
+
 /// An `Accept-Encoding`, read (RFC 9110 section 12.5.3).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Accepted {
@@ -231,7 +277,7 @@ fn variant_etag(etag: &[u8], coding: Coding) -> Vec<u8> {
 /// Whether responses like this one are kept in several encodings, so that all of them say `Vary: Accept-Encoding`: the rule wants it, the content
 /// compresses well, it is not encoded yet, and the origin neither forbids it (`no-transform`) nor vouches for the very bytes.
 pub(crate) fn negotiated(policy: &Policy, headers: &HeaderMap) -> bool {
-    policy.encode
+    !policy.encodings.is_empty()
         && !headers.contains_key(header::CONTENT_ENCODING)
         && !DIGESTS.iter().any(|name| headers.contains_key(*name))
         && fields::single(headers, &header::CONTENT_TYPE).is_some_and(compresses)
@@ -266,12 +312,19 @@ pub fn compresses(content_type: &str) -> bool {
     }
 }
 
-/// Encodes a body in all ways that make it clearly smaller. Takes milliseconds to seconds of one core: not for a thread that serves.
-pub(crate) fn encode(body: &[u8]) -> Bodies {
-    let keep = |encoded: Option<Vec<u8>>| {
-        encoded.filter(|encoded| !encoded.is_empty() && encoded.len() < body.len() - body.len() / GAIN).map(Bytes::from).unwrap_or_default()
-    };
-    Bodies { br: keep(br(body)), zstd: keep(zstd::bulk::compress(body, if body.len() <= 1 << 20 { 19 } else { 15 }).ok()), gzip: keep(gzip(body)) }
+/// Encodes a body in all wanted ways that make it clearly smaller. Takes milliseconds to seconds of one core: not for a thread that serves.
+pub(crate) fn encode(body: &[u8], wanted: Codings) -> Bodies {
+    let clearly_smaller = |encoded: &Vec<u8>| !encoded.is_empty() && encoded.len() < body.len() - body.len() / GAIN;
+    Bodies::from_each(|coding| {
+        let encoded = match coding {
+            _ if !wanted.has(coding) => None,
+            Coding::Br => br(body),
+            Coding::Zstd => zstd::bulk::compress(body, if body.len() <= 1 << 20 { 19 } else { 15 }).ok(),
+            Coding::Gzip => gzip(body),
+            Coding::Identity => None,
+        };
+        encoded.filter(clearly_smaller).map(Bytes::from).unwrap_or_default()
+    })
 }
 
 fn br(body: &[u8]) -> Option<Vec<u8>> {
@@ -332,9 +385,11 @@ mod tests {
 
     #[test]
     fn every_encoding_is_clearly_smaller_or_left_out() {
-        let bodies = encode(&b"shoes ".repeat(1000));
+        let bodies = encode(&b"shoes ".repeat(1000), Codings::ALL);
         assert!(bodies.iter().all(|body| !body.is_empty() && body.len() < 600));
+        let some = encode(&b"shoes ".repeat(1000), [Coding::Gzip].into_iter().collect());
+        assert!(some.br.is_empty() && some.zstd.is_empty() && some.gzip == bodies.gzip);
         let noise: Vec<u8> = (0..5000).map(|_| fastrand::u8(..)).collect();
-        assert_eq!(encode(&noise), Bodies::default());
+        assert_eq!(encode(&noise, Codings::ALL), Bodies::default());
     }
 }

@@ -110,8 +110,8 @@ impl Job {
         if !engine.memory.holds(&self.key, &entry) {
             return;
         }
-        let body = entry.body().clone();
-        let Ok(bodies) = spawn_blocking(move || encode::encode(&body)).await else { return };
+        let (body, wanted) = (entry.body().clone(), entry.codings());
+        let Ok(bodies) = spawn_blocking(move || encode::encode(&body, wanted)).await else { return };
         engine.stats.encoded.fetch_add(1, Relaxed);
         self.place(&engine, &entry, &bodies);
         self.share(&engine, &entry, &bodies).await;

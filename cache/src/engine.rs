@@ -10,11 +10,15 @@ use crate::{
     recent::Recent,
     serve::Call,
     tier::Wake,
+    trust::Trust,
 };
 use dashmap::DashMap;
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering::Relaxed},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
 };
 use tokio::sync::watch;
 use weir_store::Store;
@@ -28,11 +32,13 @@ pub struct EngineOptions {
     pub clock: Clock,
     /// Whether bodies above 4 KB are packed (zstd) in a store at the other end of a wire. The embedded store keeps the bytes that memory has.
     pub store_zstd: bool,
+    /// How long memory is trusted while it is not certain that every purge was heard here: while the store gives no answer, or messages are lost.
+    pub trust: Duration,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        EngineOptions { memory_bytes: 256 << 20, clock: Clock::system(), store_zstd: true }
+        EngineOptions { memory_bytes: 256 << 20, clock: Clock::system(), store_zstd: true, trust: Duration::from_secs(5) }
     }
 }
 
@@ -50,6 +56,8 @@ pub struct Engine {
     pub(crate) flights: Flights,
     /// Purges of the last while.
     pub(crate) recent: Recent,
+    /// Whether all purges were heard.
+    pub(crate) trust: Arc<Trust>,
     /// Who may ask the origin.
     pub(crate) places: Places,
     /// Fills that wait for other instances, by lock key.
@@ -72,6 +80,7 @@ impl Engine {
             stats: Stats::default(),
             flights: Flights::default(),
             recent: Recent::default(),
+            trust: Arc::new(Trust::new(options.trust)),
             places: Places::default(),
             wakes: DashMap::new(),
             started: AtomicBool::new(false),
@@ -79,11 +88,15 @@ impl Engine {
         })
     }
 
-    /// The entry under a primary key in memory, whatever its age; no variants, no waiting, nothing allocated or copied. The caller
+    /// The entry under a primary key in memory, whatever its age, unless purges may have been missed; no variants, no waiting, nothing allocated
+    /// or copied. The caller
     /// chooses an encoding with [`Entry::pick`], looks at [`Entry::is_fresh`] and [`Entry::wants_early_refresh`], counts what it serves with [`Engine::count_hit`], and
     /// sends everything else through [`Engine::serve`].
     #[inline]
     pub fn peek(&self, epoch: &str, key: &str) -> Option<Arc<Entry>> {
+        if !self.trust.is_whole() {
+            return None;
+        }
         match self.memory.get(epoch, key, "") {
             Some(Slot::Entry(entry)) => Some(entry),
             _ => None,
@@ -116,6 +129,7 @@ impl Engine {
             memory_capacity: self.memory.capacity(),
             evictions: self.memory.evictions(),
             in_flight: self.flights.len(),
+            memory_trusted: self.trust.is_whole(),
             ..self.stats.snapshot()
         }
     }

@@ -3,7 +3,7 @@
 
 use crate::{
     Gate, Policy, codec,
-    encode::{self, Accepted, Bodies, Coding, Variant},
+    encode::{self, Accepted, Bodies, Coding, Codings, Variant},
     fields,
     memory::StoredKey,
     policy::Terms,
@@ -23,17 +23,17 @@ pub(crate) const MADE_ETAG: u16 = 1;
 pub(crate) const REPLACED_CONTROL: u16 = 2;
 /// A client's `max-stale` does not apply (`must-revalidate`, `proxy-revalidate`, `s-maxage`; RFC 9111 section 4.2.4).
 pub(crate) const NO_MAX_STALE: u16 = 4;
-/// There are to be variants of the body in other encodings.
-pub(crate) const ENCODE: u16 = 8;
 /// The variants were made; those that are missing were not worth it.
-pub(crate) const ENCODED: u16 = 16;
+pub(crate) const ENCODED: u16 = 8;
+/// From this bit on, three: in which codings there are to be variants of the body.
+const CODINGS_AT: u32 = 4;
 
 /// The numbers of an entry. All times in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Meta {
     /// Status code.
     pub status: u16,
-    /// `MADE_ETAG`, `REPLACED_CONTROL`, `NO_MAX_STALE`, `ENCODE`, `ENCODED`.
+    /// `MADE_ETAG`, `REPLACED_CONTROL`, `NO_MAX_STALE`, `ENCODED`, and the codings that are wanted.
     pub flags: u16,
     /// When the response came, since 1970.
     pub response_ms: u64,
@@ -109,8 +109,9 @@ impl Draft<'_> {
         if encode::negotiated(self.policy, self.headers) {
             fields::add_vary(&mut split.shown, header::ACCEPT_ENCODING);
             if encode::worth_it(length) {
-                flags |= ENCODE;
-                if let Some(prior) = self.prior.filter(|prior| prior.is_encoded() && same(prior.body(), self.body)) {
+                flags |= u16::from(self.policy.encodings.bits()) << CODINGS_AT;
+                let ready = |prior: &&Entry| prior.is_encoded() && prior.codings() == self.policy.encodings && same(prior.body(), self.body);
+                if let Some(prior) = self.prior.filter(ready) {
                     flags |= ENCODED;
                     bodies = prior.bodies();
                 }
@@ -156,7 +157,12 @@ impl Entry {
 
     /// Whether the variants are still to be made.
     pub(crate) fn wants_variants(&self) -> bool {
-        self.meta.flags & (ENCODE | ENCODED) == ENCODE
+        !self.is_encoded() && !self.codings().is_empty()
+    }
+
+    /// In which codings there are to be variants.
+    pub(crate) fn codings(&self) -> Codings {
+        Codings::of_bits((self.meta.flags >> CODINGS_AT) as u8)
     }
 
     /// Whether the variants were made.

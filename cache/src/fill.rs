@@ -8,6 +8,7 @@ use crate::{
     memory::{Slot, StoredKey},
     places::NO_PLACE,
     policy::{self, Times},
+    serve::HIT_FOR_MISS,
     tier::{Ended, Held, Read, Wake},
     vary::Spec,
 };
@@ -104,7 +105,7 @@ impl Fill {
         self.hold_prior();
         let prior = self.prior.clone();
         self.flight.update(|progress| progress.stale = prior);
-        self.settle(Phase::Pass { reason: NO_PLACE, status: None });
+        self.settle(Phase::Pass { reason: NO_PLACE, status: None, because: None });
         self.give_back(held, Ended::Nothing).await;
     }
 
@@ -115,6 +116,7 @@ impl Fill {
             // The flight before this one may have landed just after the request looked.
             if let Some(Slot::Entry(entry)) = engine.memory.get(&flight.key.epoch, &flight.key.key, &flight.key.variant)
                 && self.answers(&entry)
+                && engine.trust.covers(entry.response_ms(), engine.clock.now_ms())
             {
                 self.settle(Phase::Found(Found { entry, how: How::Remembered }));
                 return None;
@@ -225,9 +227,9 @@ impl Fill {
                 self.settle(Phase::Varied);
                 true
             }
-            Some(Stored::Pass { until_ms }) if until_ms > now && self.need.look_first => {
-                engine.memory.insert(key.clone(), Slot::Pass { until_ms });
-                self.settle(Phase::Pass { reason: "hit-for-miss", status: None });
+            Some(Stored::Pass { until_ms, reason }) if until_ms > now && self.need.look_first => {
+                engine.memory.insert(key.clone(), Slot::Pass { until_ms, reason: reason.unwrap_or("refused") });
+                self.settle(Phase::Pass { reason: HIT_FOR_MISS, status: None, because: reason });
                 true
             }
             Some(_) => false,

@@ -41,6 +41,8 @@ pub(crate) enum Phase {
     Pass {
         reason: &'static str,
         status: Option<u16>,
+        /// Why it was not kept when it was last fetched.
+        because: Option<&'static str>,
     },
     /// The key has variants; the spec is in memory now.
     Varied,

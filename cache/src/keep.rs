@@ -63,7 +63,8 @@ impl Fill {
                 self.hold_prior();
                 self.engine.stats.refuse("origin-error");
                 let head = self.head(&fetched.parts, &[], None, Some("origin-error"));
-                self.flight.set(Phase::Streaming(head.into()));
+                let prior = self.prior.clone();
+                self.flight.update(|progress| (progress.stale, progress.phase) = (prior, Phase::Streaming(head.into())));
                 // The lock guards a page that will not come; whoever else waits for it should see for himself.
                 self.give_back(held, Ended::Nothing).await;
                 if let Err(error) = self.pump(fetched.body, None).await {
@@ -105,9 +106,10 @@ impl Fill {
             self.flight.update(|progress| progress.stale = prior);
         }
         let mark = self.mark(reason, status);
-        self.settle(Phase::Pass { reason, status });
+        tracing::debug!(key = %self.plan.key, reason, status, "not kept");
+        self.settle(Phase::Pass { reason, status, because: None });
         let stored = match mark {
-            Some(until_ms) => self.write_mark(until_ms, &held).await,
+            Some(until_ms) => self.write_mark(until_ms, reason, &held).await,
             None => false,
         };
         self.give_back(held, if stored { Ended::Stored } else { Ended::Nothing }).await;
@@ -123,17 +125,17 @@ impl Fill {
         let key = &self.flight.key;
         if reason == "authorization" {
             // True of requests with Authorization only.
-            self.engine.memory.insert(key.with_variant(crate::serve::AUTHORIZED), Slot::Pass { until_ms });
+            self.engine.memory.insert(key.with_variant(crate::serve::AUTHORIZED), Slot::Pass { until_ms, reason });
             return None;
         }
-        self.engine.memory.insert(key.clone(), Slot::Pass { until_ms });
+        self.engine.memory.insert(key.clone(), Slot::Pass { until_ms, reason });
         Some(until_ms)
     }
 
-    async fn write_mark(&self, until_ms: u64, held: &Option<Held>) -> bool {
+    async fn write_mark(&self, until_ms: u64, reason: &str, held: &Option<Held>) -> bool {
         let key = &self.flight.key;
         let fence = held.as_ref().map(|held| held.lease.fence);
-        let value = codec::encode_pass(&key.text(), until_ms);
+        let value = codec::encode_pass(&key.text(), until_ms, reason);
         self.engine.write(key, value, self.plan.policy.hit_for_miss, fence).await.unwrap_or(false)
     }
 
@@ -207,6 +209,7 @@ impl Fill {
         let Some(pieces) = self.flight.body.pieces() else { return self.flight.body.finish(Ok(())) };
         let refusal = if policy.gate == Gate::Html { html::body_refusal(parts.status, &pieces) } else { None };
         if let Some(reason) = refusal {
+            self.flight.body.refuse(reason);
             self.flight.body.finish(Ok(()));
             return self.refuse_late(reason, parts.status.as_u16(), held).await;
         }
@@ -221,10 +224,11 @@ impl Fill {
     /// The body told what the head did not: nothing is stored, and the key is remembered as uncacheable.
     async fn refuse_late(&self, reason: &'static str, status: u16, held: Option<Held>) {
         self.engine.stats.refuse(reason);
+        tracing::info!(key = %self.plan.key, reason, status, "not kept: the body shows that it must not be");
         let mark = self.mark(reason, Some(status));
         self.engine.flights.end(&self.flight.key, &self.flight);
         let stored = match mark {
-            Some(until_ms) => self.write_mark(until_ms, &held).await,
+            Some(until_ms) => self.write_mark(until_ms, reason, &held).await,
             None => false,
         };
         self.give_back(held, if stored { Ended::Stored } else { Ended::Nothing }).await;
@@ -242,6 +246,7 @@ impl Fill {
                 Pushed::PassedOn => {}
                 Pushed::TooLarge => {
                     if let Some((held, target)) = storing.take() {
+                        shared.refuse("too-large");
                         self.engine.flights.end(target, &self.flight);
                         self.refuse_late("too-large", 200, held.take()).await;
                     } else {

@@ -15,9 +15,11 @@
 //! | `serve`, `flight`, `fill`, `keep`, `body` | one request's way; one fill per key, many readers; what becomes of the answer |
 //! | `places` | so many fills of one rule at once |
 //! | `tier` | the shared store |
+//! | [`outdated`] | what an unsafe request invalidates |
 //! | [`purge`], `recent`, `spread` | what a purge means, what it meets on its way, messages between instances |
+//! | `trust` | whether every purge was heard here |
 //! | [`engine`] | memory, then store, then one fill |
-//! | [`status`] | RFC 9211 `Cache-Status` |
+//! | [`status`], [`reasons`] | RFC 9211 `Cache-Status`; why answers are not kept |
 
 mod body;
 pub mod clock;
@@ -35,9 +37,11 @@ pub mod html;
 mod keep;
 pub mod keys;
 pub mod memory;
+pub mod outdated;
 mod places;
 pub mod policy;
 pub mod purge;
+pub mod reasons;
 mod recent;
 pub mod respond;
 mod serve;
@@ -45,10 +49,11 @@ mod spread;
 pub mod stats;
 pub mod status;
 mod tier;
+mod trust;
 pub mod vary;
 
 pub use contract::*;
-pub use encode::{Accepted, Variant};
+pub use encode::{Accepted, Coding, Codings, Variant};
 pub use engine::{Engine, EngineOptions};
 pub use entry::Entry;
 pub use purge::{Purge, PurgeReport};

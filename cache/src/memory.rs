@@ -98,6 +98,8 @@ pub enum Slot {
     Pass {
         /// When the mark ends.
         until_ms: u64,
+        /// Why it is not kept.
+        reason: &'static str,
     },
 }
 

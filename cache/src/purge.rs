@@ -30,6 +30,13 @@ pub enum Purge {
         /// As clients spell it: upper case and the default port make no difference.
         host: String,
     },
+    /// Everything at one address, path and query as in the key, in all deployments and under all values of headers that are in the key.
+    Url {
+        /// On this host, and where the key has no host.
+        host: String,
+        /// Begins with `/`.
+        target: String,
+    },
     /// Every response that carries the tag (`Cache-Tag`, `Surrogate-Key`, `x-next-cache-tags`, or the rule's own).
     Tag {
         /// Case counts.
@@ -55,10 +62,12 @@ pub struct PurgeReport {
     pub pages: Vec<String>,
 }
 
-/// Host and path of a key: what stands behind its class and method. The host is empty if the key has none.
+/// Host and path of a key: what stands behind its class and method, without the values of headers that follow a `|`. The host is empty if the key
+/// has none.
 pub(crate) fn place(key: &str) -> (&str, &str) {
     let rest = key.split_once(':').map_or(key, |(_, rest)| rest);
     let rest = rest.strip_prefix("GET:").unwrap_or(rest);
+    let rest = rest.split('|').next().unwrap_or(rest);
     rest.split_at(rest.find('/').unwrap_or(rest.len()))
 }
 
@@ -121,6 +130,7 @@ impl Purge {
     pub(crate) fn canonical(&self) -> Purge {
         match self {
             Purge::Host { host } => Purge::Host { host: canonical(host) },
+            Purge::Url { host, target } => Purge::Url { host: canonical(host), target: spelled(target).into_owned() },
             Purge::Prefix { host, path } => {
                 let path = if path.starts_with('/') { Cow::Borrowed(path.as_str()) } else { Cow::Owned(format!("/{path}")) };
                 Purge::Prefix { host: host.as_deref().map(canonical), path: spelled(&path).into_owned() }
@@ -136,10 +146,18 @@ impl Purge {
             Purge::Prefix { host: Some(host), path } => (format!("@{host}{path}"), false),
             Purge::Prefix { host: None, path } => (path.clone(), false),
             Purge::Host { host } => (format!("@{host}/"), false),
+            Purge::Url { target, .. } => (target.clone(), true),
             Purge::Tag { tag } => (format!("#{tag}"), true),
             // Every entry has one name of this form.
             Purge::All => ("=".into(), false),
         }
+    }
+
+    /// Whether an entry of the index that has the name of this purge (in canonical form) is meant, by all its names.
+    pub(crate) fn means_named(&self, names: &[String]) -> bool {
+        let Purge::Url { host, target } = self else { return true };
+        let mut hosts = names.iter().filter_map(|name| name.strip_prefix('@')).peekable();
+        hosts.peek().is_none() || hosts.any(|name| name.strip_prefix(host.as_str()) == Some(target))
     }
 
     /// Whether the purge (in canonical form) means what is stored under this key with these tags, one a line.
@@ -153,6 +171,10 @@ impl Purge {
             Purge::Host { host } => {
                 let (on, at) = place(&stored.key);
                 !host.is_empty() && host == on && at.starts_with('/')
+            }
+            Purge::Url { host, target } => {
+                let (on, at) = place(&stored.key);
+                (on.is_empty() || on == host) && spelled(at) == target.as_str()
             }
             Purge::Tag { tag } => !tag.is_empty() && tags.split('\n').any(|one| one == tag),
             Purge::All => true,
@@ -203,6 +225,10 @@ mod tests {
             (Purge::Host { host: "Shop.Example.com".into() }, &[0, 1, 2]),
             (Purge::Host { host: "shop.example".into() }, &[]),
             (Purge::Host { host: "".into() }, &[]),
+            (Purge::Url { host: "Shop.example.com".into(), target: "/shoes?page=2".into() }, &[1]),
+            (Purge::Url { host: "other.example".into(), target: "/shoes?page=2".into() }, &[]),
+            (Purge::Url { host: "other.example".into(), target: "/api/home".into() }, &[6]),
+            (Purge::Url { host: "api.example".into(), target: "/api/home".into() }, &[6, 7]),
             (Purge::Tag { tag: "a".into() }, &[0, 1, 5, 8]),
             (Purge::Tag { tag: "b".into() }, &[1, 6]),
             (Purge::Tag { tag: "".into() }, &[]),
@@ -213,7 +239,8 @@ mod tests {
             let purge = purge.canonical();
             let (name, exactly) = purge.name();
             for (number, (text, tags)) in entries.iter().enumerate() {
-                let found = names(&key(text), tags).iter().any(|one| if exactly { *one == name } else { one.starts_with(&name) });
+                let names = names(&key(text), tags);
+                let found = names.iter().any(|one| if exactly { *one == name } else { one.starts_with(&name) }) && purge.means_named(&names);
                 assert_eq!(found, expected.contains(&number), "{purge:?} in the index: {text}");
                 assert_eq!(purge.means(&key(text), tags), expected.contains(&number), "{purge:?} in memory: {text}");
             }
@@ -231,6 +258,7 @@ mod tests {
             Purge::Prefix { host: Some("h".into()), path: "/".into() },
             Purge::Host { host: "h".into() },
             Purge::Tag { tag: "t".into() },
+            Purge::Url { host: "h".into(), target: "/a?b".into() },
             Purge::All,
         ] {
             let text = serde_json::to_string(&purge).expect("written");

@@ -33,6 +33,8 @@ use tokio::time::{Instant, timeout_at};
 
 /// The variant under which a primary key is remembered as uncacheable for requests with `Authorization`.
 pub(crate) const AUTHORIZED: &str = "!authorization";
+/// Why a request is passed on whose page proved uncacheable a moment ago.
+pub(crate) const HIT_FOR_MISS: &str = "hit-for-miss";
 /// How long this process trusts what it knows about a page's variants before it looks in the store again.
 const SPEC_TRUST_MS: u64 = 10_000;
 /// Rounds before a request gives up on the cache: a variant found out, an entry that is not fresh enough for it, each costs one.
@@ -83,11 +85,11 @@ impl<'a> Call<'a> {
     async fn round(&mut self) -> Option<Outcome> {
         let now = self.now();
         let (epoch, key) = (&self.plan.epoch, &*self.plan.key);
-        let memory = &self.engine.memory;
+        let (memory, trust) = (&self.engine.memory, &self.engine.trust);
         let mut variant = String::new();
         let mut slot = memory.get(epoch, key, "");
         if let Some(Slot::Spec(spec)) = &slot {
-            if spec.read_ms.saturating_add(SPEC_TRUST_MS) > now {
+            if spec.read_ms.saturating_add(SPEC_TRUST_MS) > now && trust.covers(spec.read_ms, now) {
                 variant = spec.variant(&self.request.headers);
                 slot = memory.get(epoch, key, &variant);
                 self.had = Some("vary-miss");
@@ -97,11 +99,12 @@ impl<'a> Call<'a> {
         }
         let mut prior = None;
         match slot {
-            Some(Slot::Pass { until_ms }) if until_ms > now && !self.request.refresh => {
-                return Some(self.pass("hit-for-miss", Some("uri-miss"), None, false));
+            Some(Slot::Pass { until_ms, reason }) if until_ms > now && !self.request.refresh => {
+                return Some(self.pass_known(Some(reason), false));
             }
             Some(Slot::Entry(entry)) => {
                 if self.forced_since.is_none()
+                    && trust.covers(entry.response_ms(), now)
                     && let Some(outcome) = self.remembered(&entry, &variant, now)
                 {
                     return Some(outcome);
@@ -118,12 +121,14 @@ impl<'a> Call<'a> {
         if self.request.fill_is_own
             && self.request.headers.contains_key(header::AUTHORIZATION)
             && !self.request.refresh
-            && matches!(memory.get(epoch, key, AUTHORIZED), Some(Slot::Pass { until_ms }) if until_ms > now)
+            && let Some(Slot::Pass { until_ms, reason }) = memory.get(epoch, key, AUTHORIZED)
+            && until_ms > now
         {
-            return Some(self.pass("hit-for-miss", Some("uri-miss"), None, false));
+            return Some(self.pass_known(Some(reason), false));
         }
         let need = Need { since_ms: self.forced_since.unwrap_or(0), look_first: self.forced_since.is_none() };
-        let seat = self.engine.flights.join(&stored, prior.as_ref(), |flight| self.begin(flight, need, prior.clone()));
+        let stale = prior.as_ref().filter(|entry| trust.covers(entry.response_ms(), now));
+        let seat = self.engine.flights.join(&stored, stale, |flight| self.begin(flight, need, prior.clone()));
         self.wait(seat).await
     }
 
@@ -243,7 +248,8 @@ impl<'a> Call<'a> {
                     };
                     return Some(self.filling(&head, Box::new(reader), first, note));
                 }
-                Phase::Pass { reason, status } => {
+                Phase::Pass { reason: HIT_FOR_MISS, because, .. } => return Some(self.pass_known(because, !first)),
+                Phase::Pass { reason, status, .. } => {
                     if (status.is_some_and(|status| status >= 500) || reason == NO_PLACE)
                         && let Some(outcome) = self.instead_of_error(stale.as_ref())
                     {
@@ -280,7 +286,11 @@ impl<'a> Call<'a> {
 
     /// An old entry that the flight came by, while it goes on.
     fn meanwhile(&self, entry: &Arc<Entry>) -> Option<Outcome> {
-        match policy::reuse(entry, &self.wants, self.now()) {
+        let now = self.now();
+        if !self.engine.trust.covers(entry.response_ms(), now) {
+            return None;
+        }
+        match policy::reuse(entry, &self.wants, now) {
             Reuse::Fresh => Some(self.hit(entry, Tier::Store)),
             Reuse::Stale => Some(self.stale(entry, Some(Tier::Store), "max-stale")),
             Reuse::Revalidating => Some(self.stale(entry, Some(Tier::Store), "stale-while-revalidate")),
@@ -293,7 +303,11 @@ impl<'a> Call<'a> {
         let entry = stale.filter(|_| !self.request.refresh)?;
         let now = self.now();
         if self.forced_since.is_none() && policy::reuse(entry, &self.wants, now) == Reuse::Fresh {
-            return Some(self.hit(entry, Tier::Store));
+            return Some(match self.engine.trust.covers(entry.response_ms(), now) {
+                true => self.hit(entry, Tier::Store),
+                // A purge may mean it, but nobody who could tell answers: better than an error.
+                false => self.stale(entry, None, "unconfirmed"),
+            });
         }
         policy::stale_if_error(entry, &self.wants, now).then(|| self.stale(entry, None, "stale-if-error"))
     }
@@ -376,6 +390,14 @@ impl<'a> Call<'a> {
         let now = self.now();
         let report = Report { ttl: Some(entry.fresh_ms(now).div_euclid(1000)), age: Some(entry.age_ms(now) / 1000), ..report };
         respond::answer(entry, self.request, now, report)
+    }
+
+    /// Passed on because of what an earlier fetch showed.
+    fn pass_known(&self, because: Option<&'static str>, collapsed: bool) -> Outcome {
+        match self.pass(HIT_FOR_MISS, Some("uri-miss"), None, collapsed) {
+            Outcome::Pass(report) => Outcome::Pass(Report { because, ..report }),
+            other => other,
+        }
     }
 
     fn pass(&self, reason: &'static str, fwd: Option<&'static str>, status: Option<u16>, collapsed: bool) -> Outcome {

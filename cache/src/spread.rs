@@ -15,6 +15,7 @@ use crate::{
     recent::Put,
     serve::AUTHORIZED,
     tier::FILLS,
+    trust::{self, COUNT_TIME, PURGES},
 };
 use futures_util::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -58,8 +59,19 @@ struct Removal {
     /// The store is through with it.
     #[serde(default)]
     done: bool,
+    /// Of the message, as counted in the store; 0: it could not be counted.
+    #[serde(default)]
+    number: u64,
     #[serde(flatten)]
     what: Purge,
+}
+
+/// A purge that is through with this process.
+struct Begun {
+    what: Arc<Purge>,
+    removal: Removal,
+    /// What it met here.
+    here: Vec<StoredKey>,
 }
 
 /// What the store's part of a purge came to.
@@ -74,16 +86,29 @@ impl Engine {
     /// far as its response allowed that. Here, in the store, and in every other instance that listens. A fill under way goes on for those who wait
     /// for it, but its response is not kept; requests that come later ask anew.
     ///
-    /// Trouble with the store is no error but a line of the report. While the store is away, the other instances learn nothing: their entries live until
-    /// their time is over, or until the store is back and its gap makes them forget. Walks through this process's memory, except for a [`Purge::Key`]
+    /// Trouble with the store is no error but a line of the report. While the store is away, the other instances learn nothing: they cease to trust
+    /// their memory after [`EngineOptions::trust`](crate::EngineOptions::trust), and forget it when the store is back and tells of a purge that they missed. Walks through this process's memory, except for a [`Purge::Key`]
     /// without variants; not a call for every request.
     pub async fn purge(&self, what: &Purge, soft: bool) -> PurgeReport {
+        let begun = self.begin_purge(what, soft);
+        self.finish_purge(begun).await
+    }
+
+    /// A purge's way through this process.
+    fn begin_purge(&self, what: &Purge, soft: bool) -> Begun {
         let what = Arc::new(what.canonical());
-        let mut removal = Removal { from: self.id, id: fastrand::u64(1..), soft, at: self.clock.now_ms(), done: false, what: (*what).clone() };
+        let removal = Removal { from: self.id, id: fastrand::u64(1..), soft, at: self.clock.now_ms(), done: false, number: 0, what: (*what).clone() };
         let here = self.first_walk(&what, soft, removal.at);
-        // A single key is through with the store so soon that one message does.
-        let single = matches!(*what, Purge::Key { .. });
-        let mut told = single || self.tell(&removal).await;
+        Begun { what, removal, here }
+    }
+
+    /// Its way through the store, and to the others.
+    async fn finish_purge(&self, begun: Begun) -> PurgeReport {
+        let Begun { what, mut removal, here } = begun;
+        let soft = removal.soft;
+        // A single page is through with the store so soon that one message does.
+        let single = matches!(*what, Purge::Key { .. } | Purge::Url { .. });
+        let mut told = single || self.tell(&mut removal).await;
         let names: HashSet<String> = here.iter().map(|key| key.store_key("cache")).collect();
         let mut swept = self.sweep(&what, soft, removal.at, &names).await;
         if swept.reached {
@@ -91,7 +116,7 @@ impl Engine {
         }
         if single || swept.reached {
             removal.done = true;
-            told &= self.tell(&removal).await;
+            told &= self.tell(&mut removal).await;
         }
         swept.pages.extend(here.iter().take(SHOWN).filter_map(|key| purge::shown(&purge::names(key, "")).map(str::to_owned)));
         swept.pages.truncate(SHOWN);
@@ -109,13 +134,23 @@ impl Engine {
         self.purge(&Purge::Key { epoch: epoch.into(), key: key.into() }, false).await.entries > 0
     }
 
-    /// After an unsafe method succeeded on the key's URL, or named it in `Location` or `Content-Location` (RFC 9111 section 4.4): as
-    /// [`Engine::purge_key`].
-    pub async fn invalidate(&self, epoch: &str, key: &str) -> bool {
-        self.purge_key(epoch, key).await
+    /// After an unsafe request succeeded (RFC 9111 section 4.4, see [`outdated`](crate::outdated)): as [`Engine::purge`] of each. When this returns, this
+    /// process has forgotten them; store and other instances follow behind. Call it inside a tokio runtime.
+    pub fn invalidate(self: &Arc<Self>, outdated: &[Purge]) {
+        let begun: Vec<Begun> = outdated.iter().map(|what| self.begin_purge(what, false)).collect();
+        let engine = self.clone();
+        tokio::spawn(async move {
+            for begun in begun {
+                engine.finish_purge(begun).await;
+            }
+        });
     }
 
-    async fn tell(&self, removal: &Removal) -> bool {
+    /// Counts a purge and tells the others. Counted first: whoever misses the message finds the number. `false`: not all of them may hear of it.
+    async fn tell(&self, removal: &mut Removal) -> bool {
+        let counted = self.complain("count", self.store.counters.add(PURGES, 1, COUNT_TIME).await);
+        removal.number = *counted.as_ref().unwrap_or(&0);
+        self.trust.heard(removal.number);
         let payload = match serde_json::to_vec(removal) {
             Ok(payload) => payload,
             Err(error) => {
@@ -127,7 +162,7 @@ impl Engine {
         if let Err(error) = &told {
             tracing::warn!(%error, "purge did not reach the other instances");
         }
-        told.is_ok()
+        told.is_ok() && counted.is_ok()
     }
 
     /// Notes the purge and goes over flights and memory; the entries that were met.
@@ -196,11 +231,12 @@ impl Engine {
         let name = what.name();
         let (mut from, mut failed) = (None, 0);
         while failed < TRIES {
-            let Ok(found) = self.complain("find", self.store.index.find(purge::named(&name), from.as_ref(), BATCH).await) else {
+            let Ok(mut found) = self.complain("find", self.store.index.find(purge::named(&name), from.as_ref(), BATCH).await) else {
                 failed += 1;
                 tokio::time::sleep(TRY_AGAIN).await;
                 continue;
             };
+            found.entries.retain(|entry| what.means_named(&entry.names));
             let done = if soft { self.mark_stale(&found.entries, at_ms, here).await } else { self.delete(&found.entries, here).await };
             match self.complain("purge", done) {
                 Ok(count) => {
@@ -294,19 +330,22 @@ impl Engine {
     }
 
     /// All that is in memory or on its way there is older than something that was missed.
-    fn distrust(&self) {
+    pub(crate) fn distrust(&self) {
         self.recent.note(&Arc::new(Purge::All), false, self.clock.now_ms(), false);
+        self.flights.detach(|_, _| true);
         self.memory.clear();
         self.stats.distrusted.fetch_add(1, Relaxed);
     }
 
-    fn removal(self: &Arc<Self>, payload: &[u8]) {
+    /// Carries out what a message says; its number.
+    fn removal(self: &Arc<Self>, payload: &[u8]) -> u64 {
         let removal = match serde_json::from_slice::<Removal>(payload) {
-            Ok(removal) if removal.from == self.id => return,
+            Ok(removal) if removal.from == self.id => return removal.number,
             Ok(removal) => removal,
             Err(error) => {
                 tracing::warn!(%error, "purge message of an unknown kind: memory tier emptied");
-                return self.distrust();
+                self.distrust();
+                return 0;
             }
         };
         let (what, soft, at_ms) = (Arc::new(removal.what.canonical()), removal.soft, removal.at);
@@ -315,22 +354,26 @@ impl Engine {
                 self.second_walk(&what, soft, at_ms);
                 self.recent.end(removal.id);
             }
-            return;
+            return removal.number;
         }
         self.first_walk(&what, soft, at_ms);
         self.take_back_late(&what, soft);
         if !removal.done && removal.id != 0 {
             self.recent.begin(removal.id);
         }
+        removal.number
     }
 
     fn message(self: &Arc<Self>, channel: &str, message: Message) {
         match (channel, message) {
             (FILLS, Message::Data(payload)) => self.fill_ended(&payload),
             (FILLS, Message::Gap) => self.wake_all(),
-            (_, Message::Data(payload)) => self.removal(&payload),
+            (_, Message::Data(payload)) => {
+                let number = self.removal(&payload);
+                self.trust.heard(number);
+            }
             // A purge may be among what was lost.
-            (_, Message::Gap) => self.distrust(),
+            (_, Message::Gap) => self.trust.gap(),
         }
     }
 
@@ -343,6 +386,7 @@ impl Engine {
         for channel in [FILLS, PURGE] {
             tokio::spawn(listen(Arc::downgrade(self), channel));
         }
+        tokio::spawn(trust::watch_over(Arc::downgrade(self)));
     }
 }
 

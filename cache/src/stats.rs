@@ -121,6 +121,8 @@ pub struct StatsSnapshot {
     pub purged: u64,
     /// Times the memory tier was emptied because messages may have been lost.
     pub distrusted: u64,
+    /// Whether memory is trusted now: it is certain that every purge was heard here.
+    pub memory_trusted: bool,
     /// Entries in memory now.
     pub memory_entries: u64,
     /// Bytes in memory now, overhead included.

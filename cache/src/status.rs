@@ -51,6 +51,10 @@ pub fn write_cache_status(out: &mut Vec<u8>, report: &Report, with_key: bool) {
     if let Some(detail) = report.detail {
         out.extend_from_slice(b"; detail=");
         out.extend_from_slice(detail.as_bytes());
+        if let Some(because) = report.because {
+            out.push(b':');
+            out.extend_from_slice(because.as_bytes());
+        }
     }
 }
 
@@ -110,6 +114,8 @@ mod tests {
         assert_eq!(text(&stale), "Weir; hit; ttl=-3; detail=stale-while-revalidate");
         let miss = Report { fwd: Some("uri-miss"), fwd_status: Some(200), stored: true, collapsed: true, ..Report::new(Verdict::Miss) };
         assert_eq!(text(&miss), "Weir; fwd=uri-miss; fwd-status=200; stored; collapsed");
+        let known = Report { fwd: Some("uri-miss"), detail: Some("hit-for-miss"), because: Some("nonce"), ..Report::new(Verdict::Bypass) };
+        assert_eq!(text(&known), "Weir; fwd=uri-miss; detail=hit-for-miss:nonce");
         let pass = Report { fwd: Some("uri-miss"), fwd_status: Some(200), detail: Some("set-cookie"), ..Report::new(Verdict::Bypass) };
         assert_eq!(text(&pass), "Weir; fwd=uri-miss; fwd-status=200; detail=set-cookie");
     }

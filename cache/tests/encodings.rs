@@ -226,7 +226,7 @@ async fn what_is_not_encoded() {
     let long = text(300);
     let noise: String = (0..4000).map(|_| char::from(fastrand::u8(33..=126))).collect::<String>();
     let typed = |kind: &str| Reply::new(200, &[("content-type", kind), ("cache-control", "max-age=60")], &long);
-    let no = Policy { encode: false, ..plain() };
+    let no = Policy { encodings: Codings::NONE, ..plain() };
     for (what, policy, reply, vary) in [
         ("an image", plain(), typed("image/png"), false),
         ("no type", plain(), Reply::new(200, &[("cache-control", "max-age=60")], &long), false),
@@ -245,6 +245,16 @@ async fn what_is_not_encoded() {
         assert_eq!((got.verdict(), got.field("vary").is_some()), (Verdict::Hit, vary), "{what}");
         assert_eq!((got.field("content-encoding") == Some("br"), machine.engine.stats().encoded), (false, 0), "{what}");
     }
+    // Only what the rule names.
+    let (machine, plan) = (Machine::new(), plan(Policy { encodings: [Coding::Gzip].into_iter().collect(), ..plain() }));
+    let origin = Origin::always(typed("text/css"));
+    let ask = || machine.ask(&plan, &get(&[("accept-encoding", "br, zstd, gzip;q=0.5")]), &origin);
+    ask().await;
+    while ask().await.field("content-encoding").is_none() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(ask().await.field("content-encoding"), Some("gzip"));
+    assert_eq!(machine.engine.peek("v1", &plan.key).expect("stored").variants().count(), 2);
     // Tried once, and not worth it: nothing is kept, and nobody tries again.
     let (machine, plan) = (Machine::new(), api());
     let origin = Origin::always(Reply::new(200, &[("content-type", "text/plain"), ("cache-control", "max-age=60")], &(noise.clone() + &noise[..100])));
@@ -413,7 +423,7 @@ async fn bodies_are_packed_on_the_wire_and_whole_in_memory() {
     let store = wire(Store::memory());
     let (a, b) = (Machine::on(store.clone()), Machine::on(store.clone()));
     let body = text(300);
-    let (plan, origin) = (plan(Policy { encode: false, ..html() }), Origin::always(Reply::page(&body)));
+    let (plan, origin) = (plan(Policy { encodings: Codings::NONE, ..html() }), Origin::always(Reply::page(&body)));
     a.ask(&plan, &get(&[]), &origin).await;
     settle().await;
     let name = StoredKey::primary(&plan.epoch, &plan.key).store_key("cache");
@@ -446,7 +456,7 @@ async fn a_soft_purge_finds_packed_and_encoded_entries_too() {
     for encode in [false, true] {
         let store = wire(Store::memory());
         let (a, b, c) = (Machine::on(store.clone()), Machine::on(store.clone()), Machine::on(store));
-        let plan = plan(Policy { encode, ..html() });
+        let plan = plan(Policy { encodings: if encode { Codings::ALL } else { Codings::NONE }, ..html() });
         // Slow enough that a page that is there goes out before.
         let page = Reply::page(&text(300)).with("cache-control", "stale-while-revalidate=600");
         let origin = Origin::new(move |number, _| if number == 0 { page.clone() } else { page.clone().slow(Duration::from_secs(3)) });

@@ -2,15 +2,8 @@
 
 mod support;
 
-use async_trait::async_trait;
 use bytes::Bytes;
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering::SeqCst},
-    },
-    time::Duration,
-};
+use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 use support::*;
 use tokio::time::Instant;
 use weir_cache::{clock::Clock, memory::StoredKey, *};
@@ -219,78 +212,6 @@ async fn variants_are_shared_purged_together_and_fetched_once_each() {
     assert_eq!(machines[0].ask(&plan, &de, &origin).await.text(), "3");
 }
 
-/// A store whose parts can be switched off, and whose messages can get lost.
-#[derive(Clone)]
-struct Faulty {
-    inner: Store,
-    away: Arc<AtomicBool>,
-    calls: Arc<AtomicU64>,
-}
-
-impl Faulty {
-    fn new() -> Faulty {
-        Faulty { inner: Store::memory(), away: Arc::default(), calls: Arc::default() }
-    }
-
-    fn store(&self) -> Store {
-        let part = Arc::new(self.clone());
-        Store { blobs: part.clone(), locks: part.clone(), bus: part, ..self.inner.clone() }
-    }
-
-    fn check(&self) -> StoreResult<()> {
-        self.calls.fetch_add(1, SeqCst);
-        if self.away.load(SeqCst) { Err(StoreError::Away("switched off".into())) } else { Ok(()) }
-    }
-}
-
-#[async_trait]
-impl Blobs for Faulty {
-    async fn get(&self, key: &str) -> StoreResult<Option<Blob>> {
-        self.check()?;
-        self.inner.blobs.get(key).await
-    }
-    async fn put(&self, key: &str, value: Bytes, ttl: Duration, fence: Option<u64>) -> StoreResult<bool> {
-        self.check()?;
-        self.inner.blobs.put(key, value, ttl, fence).await
-    }
-    async fn delete(&self, keys: &[String]) -> StoreResult<u64> {
-        self.check()?;
-        self.inner.blobs.delete(keys).await
-    }
-    async fn patch(&self, key: &str, old: &[u8], new: &[u8]) -> StoreResult<bool> {
-        self.check()?;
-        self.inner.blobs.patch(key, old, new).await
-    }
-}
-
-#[async_trait]
-impl Locks for Faulty {
-    async fn acquire(&self, key: &str, lease: Duration) -> StoreResult<Option<Lease>> {
-        self.check()?;
-        self.inner.locks.acquire(key, lease).await
-    }
-    async fn renew(&self, held: &Lease, lease: Duration) -> StoreResult<bool> {
-        self.check()?;
-        self.inner.locks.renew(held, lease).await
-    }
-    async fn release(&self, held: &Lease) -> StoreResult<bool> {
-        self.check()?;
-        self.inner.locks.release(held).await
-    }
-}
-
-#[async_trait]
-impl Bus for Faulty {
-    async fn publish(&self, channel: &str, payload: Bytes) -> StoreResult<()> {
-        self.check()?;
-        self.inner.bus.publish(channel, payload).await
-    }
-    async fn subscribe(&self, channel: &str) -> StoreResult<Subscription> {
-        self.check()?;
-        self.inner.bus.subscribe(channel).await
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn without_a_store_one_process_still_fetches_once_and_remembers() {
     let faulty = Faulty::new();
@@ -335,38 +256,6 @@ async fn a_store_that_goes_away_at_any_call_breaks_nothing() {
         let got = asked.await.expect("client");
         assert_eq!((got.verdict(), got.text()), (Verdict::Miss, "<html>x</html>"), "store away after {good} calls");
         assert_eq!(machine.ask(&plan, &get(&[]), &origin).await.verdict(), Verdict::Hit);
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn after_lost_messages_memory_is_not_trusted() {
-    let store = Store::memory();
-    let machine = Machine::on(store.clone());
-    machine.engine.start();
-    settle().await;
-    let plan = plan(html());
-    let origin = Origin::new(|n, _| Reply::page(&n.to_string()));
-    machine.ask(&plan, &get(&[]), &origin).await;
-    settle().await;
-    assert!(machine.engine.peek("v1", &plan.key).is_some());
-    // More messages than a subscriber's queue holds, all at once: some are lost, and the subscriber is told.
-    let other = Removal(&plan.key);
-    for _ in 0..3000 {
-        store.bus.publish("purge", other.payload()).await.expect("store");
-    }
-    settle().await;
-    assert!(machine.engine.stats().distrusted >= 1);
-    assert!(machine.engine.peek("v1", &plan.key).is_none());
-    let got = machine.ask(&plan, &get(&[]), &origin).await;
-    assert_eq!((got.report.tier, origin.hits()), (Some(Tier::Store), 1), "the store knows what is true");
-}
-
-/// A message about another deployment's page.
-struct Removal<'a>(&'a str);
-
-impl Removal<'_> {
-    fn payload(&self) -> Bytes {
-        format!(r#"{{"from":1,"op":"key","epoch":"v0","key":"{}"}}"#, self.0).into()
     }
 }
 

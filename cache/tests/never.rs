@@ -5,8 +5,16 @@ mod support;
 
 use http::Method;
 use proptest::prelude::*;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::SeqCst},
+    },
+    time::Duration,
+};
 use support::*;
-use weir_cache::*;
+use weir_cache::{clock::Clock, *};
+use weir_store::Store;
 
 #[derive(Debug, Clone)]
 struct Answer {
@@ -199,6 +207,154 @@ proptest! {
                             if !page && fields.contains(&("cache-control", "no-cache")) {
                                 panic!("not asked for: {place}");
                             }
+                        }
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Seconds for which memory is trusted, as [`EngineOptions::default`] has it.
+const TRUST: u64 = 5;
+
+/// What can happen to two instances that share a store.
+#[derive(Debug, Clone)]
+enum Turn {
+    Ask { at: usize, language: &'static str, fields: Vec<(&'static str, &'static str)> },
+    Wait(u64),
+    Purge { at: usize, what: usize, soft: bool },
+    /// The origin fails from now on, or no more.
+    Origin(bool),
+    /// The store is away for one of them.
+    Store(usize, bool),
+    /// Messages are lost.
+    Messages(bool),
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    let field = prop::sample::select(vec![("cache-control", "max-stale=10"), ("cache-control", "no-cache"), ("cache-control", "only-if-cached"), ("if-none-match", "\"a\"")]);
+    let ask = (0usize..2, prop::sample::select(vec!["de", "fr"]), prop::option::weighted(0.2, field))
+        .prop_map(|(at, language, field)| Turn::Ask { at, language, fields: field.into_iter().collect() });
+    prop_oneof![
+        12 => ask,
+        3 => (1u64..8).prop_map(Turn::Wait),
+        1 => (8u64..50).prop_map(Turn::Wait),
+        2 => (0usize..2, 0usize..5, any::<bool>()).prop_map(|(at, what, soft)| Turn::Purge { at, what, soft }),
+        1 => any::<bool>().prop_map(Turn::Origin),
+        1 => (0usize..2, any::<bool>()).prop_map(|(at, away)| Turn::Store(at, away)),
+        1 => any::<bool>().prop_map(Turn::Messages),
+    ]
+}
+
+/// A purge that went through store and bus.
+struct Purged {
+    /// Fetches that had begun.
+    before: usize,
+    when: u64,
+    by: usize,
+    soft: bool,
+    /// Its messages were lost.
+    unheard: bool,
+}
+
+impl Purged {
+    /// Whether this purge forbids what an instance served from the cache.
+    fn forbids(&self, number: usize, at: usize, now: u64, got: &Got) -> bool {
+        let meant = number < self.before && !(self.soft && got.verdict() == Verdict::Stale);
+        let not_known = at != self.by && self.unheard && now - self.when <= TRUST;
+        meant && !not_known
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+    #[test]
+    fn nothing_forbidden_is_served_by_two_instances_whatever_fails(answers in prop::collection::vec(answer(), 1..6), turns in prop::collection::vec(turn(), 1..40), page in any::<bool>()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().expect("runtime");
+        runtime.block_on(async {
+            let policy = if page { Policy { statuses: plain().statuses, honour_request: true, ..html() } } else { plain() };
+            let gate = policy.gate;
+            let plan = plan(Policy { hit_for_miss: Duration::from_secs(2), ..policy });
+            let (store, clock) = (Store::memory(), Clock::manual(T0));
+            let stores = [Faulty::over(store.clone()), Faulty::over(store)];
+            let machines = [0, 1].map(|at| Machine::with(stores[at].store(), clock.clone()));
+            machines.iter().for_each(|machine| machine.engine.start());
+            settle().await;
+            let fails = Arc::new(AtomicBool::new(false));
+            let (script, failing) = (answers.clone(), fails.clone());
+            let origin = Origin::new(move |n, conditions| {
+                if failing.load(SeqCst) {
+                    return Reply::refused();
+                }
+                let answer = &script[n % script.len()];
+                let status = if answer.status == 304 && conditions.is_empty() { 200 } else { answer.status };
+                let mut reply = Reply::new(status, &answer.fields, if status == 304 { "" } else { answer.body }).with("x-fetch", &n.to_string());
+                reply.cut = answer.cut;
+                reply
+            });
+            let mut fetches: Vec<(u64, &str)> = Vec::new();
+            let mut purges: Vec<Purged> = Vec::new();
+            for turn in &turns {
+                match turn {
+                    Turn::Wait(seconds) => {
+                        for _ in 0..*seconds {
+                            clock.advance(Duration::from_secs(1));
+                            tokio::time::sleep(Duration::from_secs(1)).await;
+                        }
+                    }
+                    Turn::Origin(down) => fails.store(*down, SeqCst),
+                    Turn::Store(at, away) => stores[*at].away.store(*away, SeqCst),
+                    Turn::Messages(lost) => stores.iter().for_each(|store| store.lossy.store(*lost, SeqCst)),
+                    Turn::Purge { at, what, soft } => {
+                        let what = match what {
+                            0 => Purge::Key { epoch: plan.epoch.to_string(), key: plan.key.clone() },
+                            1 => Purge::Prefix { host: None, path: "/".into() },
+                            2 => Purge::Host { host: "shop.example.com".into() },
+                            3 => Purge::Tag { tag: "catalogue".into() },
+                            _ => Purge::All,
+                        };
+                        let report = machines[*at].engine.purge(&what, *soft).await;
+                        settle().await;
+                        if report.store_reached && report.others_told {
+                            let unheard = stores[*at].lossy.load(SeqCst);
+                            purges.push(Purged { before: origin.hits(), when: clock.now(), by: *at, soft: *soft, unheard });
+                        }
+                    }
+                    Turn::Ask { at, language, fields } => {
+                        let mut all = vec![("accept-language", *language)];
+                        all.extend(fields.iter().copied());
+                        let got = machines[*at].ask(&plan, &get(&all), &origin).await;
+                        settle().await;
+                        while fetches.len() < origin.hits() {
+                            fetches.push((clock.now(), language));
+                        }
+                        let only_stored = fields.contains(&("cache-control", "only-if-cached"));
+                        if got.kind == "failed" {
+                            assert!(only_stored || fails.load(SeqCst) || answers.iter().any(|answer| answer.cut), "the store's trouble is no client's: {got:?}");
+                        }
+                        if got.kind != "stored" || got.verdict() == Verdict::Miss {
+                            continue;
+                        }
+                        let Some(number) = got.field("x-fetch").and_then(|text| text.parse::<usize>().ok()) else { continue };
+                        let (when, asked_for) = fetches[number];
+                        let answer = &answers[number % answers.len()];
+                        let place = format!("at {at}: fetch {number} {answer:?}, served {got:?}");
+                        // To those without a validator the origin says 200; a 304 renews an older body, and its own fields are judged with it.
+                        let answer = &Answer { status: if answer.status == 304 { 200 } else { answer.status }, ..answer.clone() };
+                        let renewing = origin.asked.lock()[number].contains_key("if-none-match");
+                        if !renewing {
+                            assert_eq!(forbidden(answer, gate, false), None, "{place}");
+                        }
+                        if says(answer, "vary", "accept-language") {
+                            assert_eq!(asked_for, *language, "{place}");
+                        }
+                        let now = clock.now();
+                        assert!(now - when < longest(answer, fields.contains(&("cache-control", "max-stale=10"))), "{} s: {place}", now - when);
+                        let unconfirmed = got.report.detail == Some("unconfirmed");
+                        assert!(!unconfirmed || fails.load(SeqCst) || answers.iter().any(|answer| answer.cut || answer.status >= 500), "{place}");
+                        if !unconfirmed {
+                            assert!(!purges.iter().any(|purge| purge.forbids(number, *at, now, &got)), "purged: {place}");
                         }
                     }
                 }

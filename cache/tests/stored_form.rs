@@ -183,8 +183,8 @@ proptest! {
             Ok(Stored::Spec(back)) => prop_assert_eq!(back, spec),
             other => prop_assert!(false, "{:?}", other),
         }
-        let mark = decode("k", &encode_pass("k", until));
-        let same = matches!(mark, Ok(Stored::Pass { until_ms }) if until_ms == until);
+        let mark = decode("k", &encode_pass("k", until, "set-cookie"));
+        let same = matches!(mark, Ok(Stored::Pass { until_ms, reason: Some("set-cookie") }) if until_ms == until);
         prop_assert!(same);
     }
 }

@@ -16,7 +16,7 @@ pub fn text(weir: &Weir) -> String {
         line("edge", format!("{} → {}", edge.listen, rules.origin.upstream.name));
     }
     if let Some(gateway) = &document.gateway {
-        line("gateway", gateway.listen.clone());
+        line("gateway", gateway.listen.to_string());
     }
     line("admin", format!("{}  (/metrics /ready /status)", document.admin.listen));
     let health = &weir.environment.store.health;

@@ -1,14 +1,17 @@
 //! What the admin port may do with the running program.
 
-use crate::{run::Source, schedule};
+use crate::{run::Source, schedule, watch::Watched};
 use serde_json::{Value, json};
+use parking_lot::Mutex;
 use std::sync::Arc;
-use weir_admin::{Control, PurgeOrder};
+use http::StatusCode;
+use weir_admin::{Control, LogOutOrder, PurgeOrder};
 use weir_cache::Purge;
-use weir_config::LoadOptions;
+use weir_config::{Diagnostic, Diagnostics, Document, LoadOptions, Span};
 use weir_gateway::Environment;
+use weir_plugins::LogOut;
 use tokio::sync::mpsc;
-use weir_proxy::{live::Weir, purging, warm::Progress};
+use weir_proxy::{listen::{Bound, Listeners}, live::Weir, purging, warm::Progress};
 
 /// The running program and where its configuration came from.
 pub struct Running {
@@ -20,18 +23,47 @@ pub struct Running {
     pub options: LoadOptions,
     /// The plugins.
     pub register: Arc<weir_plugins::Plugins>,
+    /// The doors' addresses.
+    pub listeners: Listeners,
+    /// The files that the configuration was read from.
+    pub watched: Watched,
+    /// Reloads come one after the other. In it: why the last one was refused.
+    pub last: Mutex<Option<String>>,
 }
 
 impl Running {
-    /// Reads the configuration again and puts it in force.
+    /// Reads the configuration again and puts it in force. `cause`: for the log.
     ///
     /// Errors: what is wrong, in words; then the old one stays.
-    pub fn reload_now(&self) -> Result<(), String> {
-        let document = self.source.load(&*self.register, &self.options).map_err(|d| {
+    pub fn reload_now(&self, cause: &str) -> Result<(), String> {
+        let mut last = self.last.lock();
+        let outcome = self.reload_once();
+        match &outcome {
+            Ok(()) => tracing::info!(cause, "the new configuration is in force"),
+            Err(errors) => eprintln!("{errors}\nweir: the old configuration stays in force ({cause})"),
+        }
+        *last = outcome.clone().err();
+        outcome
+    }
+
+    fn reload_once(&self) -> Result<(), String> {
+        let document = self.source.load(&*self.register, &self.options, &self.watched).map_err(|d| {
             self.weir.environment.metrics.reload(false);
             d.to_string()
         })?;
-        self.weir.reload(document).map_err(|errors| weir_config::Diagnostics::new(errors).to_string())
+        let mut bound = Bound::default();
+        let old = self.weir.live.load_full();
+        let ready = |live: &weir_proxy::live::Live| {
+            bound = self.listeners.bind(&live.document).map_err(|why| vec![Diagnostic::error("listen", &Span::default(), why)])?;
+            Ok::<(), Vec<Diagnostic>>(())
+        };
+        self.weir.reload(document, ready).map_err(|errors| Diagnostics::new(errors).to_string())?;
+        let new = self.weir.live.load_full();
+        self.listeners.serve(bound, &new.document);
+        for what in needs_restart(&old.document, &new.document) {
+            tracing::warn!("{what} changed: that counts after a restart");
+        }
+        Ok(())
     }
 }
 
@@ -105,7 +137,36 @@ impl Control for Running {
         Ok(receiver)
     }
 
-    async fn reload(&self) -> Result<(), String> {
-        self.reload_now()
+    async fn log_out(&self, order: LogOutOrder) -> Result<(), (StatusCode, String)> {
+        let what = match (&order.token, &order.jti, &order.sha256) {
+            (Some(token), None, None) => LogOut::Token(token),
+            (None, Some(jti), None) => LogOut::Jti(jti),
+            (None, None, Some(hash)) if hash.len() == 64 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => LogOut::Sha256(hash),
+            (None, None, Some(_)) => return Err((StatusCode::BAD_REQUEST, "`sha256` is 64 hex digits".into())),
+            _ => return Err((StatusCode::BAD_REQUEST, "name one of `token`, `jti` and `sha256`".into())),
+        };
+        let done = self.register.log_out(&self.weir.environment.store, order.channel.as_deref().unwrap_or("logout"), what).await;
+        done.map_err(|error| (StatusCode::SERVICE_UNAVAILABLE, format!("the token is logged out on this instance only: {error}")))
     }
+
+    async fn reload(&self) -> Result<(), String> {
+        self.reload_now("admin call")
+    }
+
+    fn refused_reload(&self) -> Option<String> {
+        self.last.lock().clone()
+    }
+}
+
+/// What a reload can not change.
+fn needs_restart(old: &Document, new: &Document) -> Vec<&'static str> {
+    let differs = [
+        ("`store`", old.store.url.expose() != new.store.url.expose() || old.store.prefix != new.store.prefix),
+        ("`admin.listen`", old.admin.listen != new.admin.listen),
+        ("`server.threads`", old.server.threads != new.server.threads),
+        ("`server.cache_memory`", old.server.cache_memory != new.server.cache_memory),
+        ("`server.access_log`", old.server.access_log != new.server.access_log),
+        ("`server.watch`", old.server.watch != new.server.watch),
+    ];
+    differs.into_iter().filter(|(_, differs)| *differs).map(|(what, _)| what).collect()
 }

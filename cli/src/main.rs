@@ -6,6 +6,7 @@ mod demo;
 mod remote;
 mod run;
 mod schedule;
+mod watch;
 
 use clap::{Parser, Subcommand};
 use std::{path::PathBuf, process::ExitCode};

@@ -6,6 +6,7 @@ use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
+use std::io::{IsTerminal, Write};
 
 /// Where the running Weir is.
 #[derive(clap::Args)]
@@ -57,9 +58,16 @@ impl Remote {
     }
 }
 
-/// `weir warm-up`: a line a target, then the sums. An error if any target failed.
+/// Failures that are told once more at the end.
+const TOLD_AGAIN: usize = 20;
+
+/// `weir warm-up`: on a terminal one line that shows how far it is, and the failures; elsewhere a line a target. Then the sums. An error if any
+/// target failed, with the first of them.
 pub fn warm_up(remote: &Remote, json: bool) -> anyhow::Result<()> {
-    let (mut total, mut done, mut failed) = (0, 0, 0);
+    let (mut total, mut done) = (0, 0);
+    let mut failed: Vec<String> = Vec::new();
+    let live = !json && std::io::stdout().is_terminal();
+    let began = std::time::Instant::now();
     remote.call("/warm-up", &Value::Null, |line| {
         if json {
             println!("{line}");
@@ -69,19 +77,39 @@ pub fn warm_up(remote: &Remote, json: bool) -> anyhow::Result<()> {
         } else if let Some(target) = line["target"].as_str() {
             done += 1;
             let ok = line["ok"] == true;
-            failed += u64::from(!ok);
             let result = match (line["status"].as_u64(), line["error"].as_str()) {
                 (Some(status), _) => status.to_string(),
                 (None, error) => error.unwrap_or("failed").to_string(),
             };
-            if !json {
+            if !ok {
+                failed.push(format!("{target}: {result}"));
+            }
+            if !json && !(live && ok) {
                 let mark = if ok { " " } else { "!" };
-                println!("{mark} [{done}/{total}] {result} {:<8}{:>6} ms  {target}", line["cache"].as_str().unwrap_or("-"), line["ms"]);
+                let clear = if live { "\r\x1b[K" } else { "" };
+                println!("{clear}{mark} [{done}/{total}] {result} {:<8}{:>6} ms  {target}", line["cache"].as_str().unwrap_or("-"), line["ms"]);
+            }
+            if live {
+                let rate = f64::from(done) / began.elapsed().as_secs_f64().max(0.001);
+                print!("\r\x1b[K{done} of {total} asked for, {} failed, {rate:.0} a second", failed.len());
+                let _ = std::io::stdout().flush();
             }
         }
     })?;
-    if failed > 0 {
-        bail!("{failed} of {total} targets failed");
+    if live {
+        println!();
+    }
+    if !failed.is_empty() {
+        let more = failed.len().saturating_sub(TOLD_AGAIN);
+        let mut text = format!("{} of {total} targets failed", failed.len());
+        for one in failed.iter().take(TOLD_AGAIN) {
+            text.push_str("\n  ");
+            text.push_str(one);
+        }
+        if more > 0 {
+            text.push_str(&format!("\n  and {more} more"));
+        }
+        bail!(text);
     }
     if !json {
         println!("{total} targets are warm");
@@ -124,7 +152,8 @@ pub fn purge(remote: &Remote, what: &What, soft: bool, warm: bool, json: bool) -
         if json {
             println!("{report:#}");
         } else {
-            println!("{} entries {}", report["entries"], if soft { "marked stale" } else { "removed" });
+            let entries = if report["entries"] == 1 { "entry" } else { "entries" };
+            println!("{} {entries} {}", report["entries"], if soft { "marked stale" } else { "removed" });
         }
     })?;
     if !reached {

@@ -1,13 +1,12 @@
 //! Putting the program together and letting it run.
 
-use crate::{banner, control::Running, schedule};
+use crate::{banner, control::Running, schedule, watch::{self, Watched}};
 use anyhow::{Context, bail};
-use pingora::server::{RunArgs, Server, ShutdownSignal, ShutdownSignalWatch, configuration::ServerConf};
-use std::{net::TcpListener, path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 use weir_cache::{Engine, EngineOptions};
 use weir_config::{Diagnostics, Document, LoadOptions, PluginCatalog, load_file, load_str};
-use weir_gateway::{Environment, Snapshot, client::OwnClient, metrics::Metrics, upstream::Endpoints};
-use weir_proxy::{live::Weir, server::{DoorKind, service}};
+use weir_gateway::{Environment, client::OwnClient, metrics::Metrics, upstream::Endpoints};
+use weir_proxy::{listen::Listeners, live::{Live, Weir}};
 use weir_store::{Store, StoreOptions};
 
 /// Where the configuration comes from.
@@ -20,14 +19,16 @@ pub enum Source {
 }
 
 impl Source {
-    /// Reads it; what is wrong goes to standard error.
+    /// Reads it; what is wrong goes to standard error. `watched` learns which files were read.
     ///
     /// Errors: it can not be served.
-    pub fn load(&self, register: &dyn PluginCatalog, options: &LoadOptions) -> Result<Document, Diagnostics> {
+    pub fn load(&self, register: &dyn PluginCatalog, options: &LoadOptions, watched: &Watched) -> Result<Document, Diagnostics> {
+        watched.begin();
         let loaded = match self {
             Source::File(path) => load_file(path, register, options),
             Source::Text(name, text) => load_str(name, text, register, options),
         };
+        watched.read(&loaded.files);
         match loaded.document {
             Some(document) if !loaded.diagnostics.has_errors() => {
                 show(&loaded.diagnostics);
@@ -48,20 +49,26 @@ fn show(diagnostics: &Diagnostics) {
 /// What only compiling shows, for `weir check`.
 pub fn compile_check(document: &Document, found: Diagnostics) -> Diagnostics {
     let environment = environment(Store::memory(), document);
-    match Snapshot::compile(document, &weir_plugins::register(), &environment) {
+    match Live::compile(document.clone(), &weir_plugins::register(), &environment) {
         Ok(_) => found,
         Err(more) => Diagnostics::new(found.into_iter().chain(more).collect()),
     }
 }
 
 fn environment(store: Store, document: &Document) -> Arc<Environment> {
-    let options = EngineOptions { memory_bytes: document.server.cache_memory.0, ..EngineOptions::default() };
+    let options = EngineOptions {
+        memory_bytes: document.server.cache_memory.0,
+        store_zstd: document.store.compress,
+        trust: document.store.trust_memory.get(),
+        ..EngineOptions::default()
+    };
     Arc::new(Environment {
         cache: Engine::new(store.clone(), options),
         store,
         client: OwnClient::new(),
         metrics: Arc::new(Metrics::new()),
         endpoints: Endpoints::default(),
+        resilience: Default::default(),
     })
 }
 
@@ -70,7 +77,8 @@ pub fn run(source: Source, options: LoadOptions, tour: Option<String>) -> anyhow
     logging();
     // One register for the life of the process: limits, verified tokens and the like live in it and survive reloads.
     let register = Arc::new(weir_plugins::register());
-    let document = match source.load(&*register, &options) {
+    let watched = Watched::default();
+    let document = match source.load(&*register, &options, &watched) {
         Ok(document) => document,
         Err(diagnostics) => {
             show(&diagnostics);
@@ -80,7 +88,6 @@ pub fn run(source: Source, options: LoadOptions, tour: Option<String>) -> anyhow
     if document.edge.is_none() && document.gateway.is_none() {
         bail!("the configuration has neither an `edge` nor a `gateway` section: there is nothing to serve");
     }
-    let doors = listeners(&document)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).thread_name("weir-core").enable_all().build()?;
     let grace = document.server.grace.get();
     let threads = match document.server.threads {
@@ -96,6 +103,7 @@ pub fn run(source: Source, options: LoadOptions, tour: Option<String>) -> anyhow
     let store = runtime.block_on(Store::open(document.store.url.expose(), &store_options)).context("store")?;
     let environment = environment(store, &document);
     let admin_address = document.admin.listen.clone();
+    let watch = document.server.watch;
     let weir = match Weir::new(document, register.clone(), environment) {
         Ok(weir) => weir,
         Err(errors) => {
@@ -103,89 +111,48 @@ pub fn run(source: Source, options: LoadOptions, tour: Option<String>) -> anyhow
             bail!("the configuration has errors; nothing was started");
         }
     };
-    let running = Arc::new(Running { weir: weir.clone(), source, options, register });
+    let listeners = Listeners::new(&weir, threads).context("threads")?;
+    let document = weir.live.load_full();
+    let bound = listeners.bind(&document.document).map_err(|why| anyhow::anyhow!(why))?;
+    let running = Arc::new(Running { weir: weir.clone(), source, options, register, listeners, watched, last: Default::default() });
     runtime.block_on(async {
         weir.environment.cache.start();
+        weir.environment.endpoints.watch();
         let listener = tokio::net::TcpListener::bind(&admin_address).await.with_context(|| format!("admin: can not listen on {admin_address}"))?;
         tokio::spawn(weir_admin::serve(listener, running.clone(), std::future::pending()));
         tokio::spawn(schedule::run(weir.clone()));
         tokio::spawn(reload_on_hangup(running.clone()));
+        if watch {
+            tokio::spawn(watch::run(running.clone()));
+        }
         anyhow::Ok(())
     })?;
+    running.listeners.serve(bound, &document.document);
     eprintln!("{}", banner::text(&weir));
     if let Some(tour) = tour {
         println!("{tour}");
     }
-    serve(&weir, doors, threads, grace);
+    runtime.block_on(until_told_to_end(grace))?;
+    running.listeners.close();
+    // Connections end after the request that they are at; a tunnel or a stream without an end is cut off when the grace is over.
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < grace && weir.environment.metrics.connections.get() > 0 {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    weir.access.flush();
+    std::process::exit(0);
+}
+
+/// Waits for SIGTERM or SIGINT.
+async fn until_told_to_end(grace: Duration) -> anyhow::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    tracing::info!("shutting down: no new connections; requests under way go on for at most {grace:?}");
     Ok(())
-}
-
-/// The doors and their addresses. Each is tried once before anything starts, so that a taken port is a clear error.
-fn listeners(document: &Document) -> anyhow::Result<Vec<(DoorKind, String)>> {
-    let mut doors = Vec::new();
-    if let Some(edge) = &document.edge {
-        doors.push((DoorKind::Edge, edge.listen.clone()));
-    }
-    if let Some(gateway) = &document.gateway {
-        doors.push((DoorKind::Gateway, gateway.listen.clone()));
-    }
-    for (kind, address) in &doors {
-        TcpListener::bind(address).with_context(|| format!("{}: can not listen on {address}", kind.name()))?;
-    }
-    Ok(doors)
-}
-
-fn serve(weir: &Arc<Weir>, doors: Vec<(DoorKind, String)>, threads: usize, grace: Duration) {
-    let conf = ServerConf {
-        threads,
-        // A connection stays on its thread: its upstream connections are that thread's own.
-        work_stealing: false,
-        grace_period_seconds: Some(grace.as_secs()),
-        graceful_shutdown_timeout_seconds: Some(1),
-        ..ServerConf::default()
-    };
-    let mut server = Server::new_with_opt_and_conf(None, conf);
-    server.bootstrap();
-    for (kind, address) in doors {
-        server.add_service(service(weir, kind, &address));
-    }
-    server.run(RunArgs { shutdown_signal: Box::new(Signals { weir: weir.clone(), grace }) });
-}
-
-/// SIGTERM and SIGINT end the program when the requests under way are done, or when the grace is over.
-struct Signals {
-    weir: Arc<Weir>,
-    grace: Duration,
-}
-
-#[async_trait::async_trait]
-impl ShutdownSignalWatch for Signals {
-    async fn recv(&self) -> ShutdownSignal {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (Ok(mut terminate), Ok(mut interrupt)) = (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) else {
-            tracing::error!("signals can not be watched");
-            return std::future::pending().await;
-        };
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        tracing::info!("shutting down: no new connections; requests under way go on for at most {:?}", self.grace);
-        let (weir, grace) = (self.weir.clone(), self.grace);
-        // The server itself would sit out the whole grace.
-        std::thread::spawn(move || {
-            let begun = std::time::Instant::now();
-            while begun.elapsed() < grace {
-                std::thread::sleep(Duration::from_millis(50));
-                if weir.environment.metrics.connections.get() <= 0 {
-                    break;
-                }
-            }
-            weir.access.flush();
-            std::process::exit(0);
-        });
-        ShutdownSignal::GracefulTerminate
-    }
 }
 
 /// SIGHUP reads the configuration again.
@@ -193,10 +160,8 @@ async fn reload_on_hangup(running: Arc<Running>) {
     use tokio::signal::unix::{SignalKind, signal};
     let Ok(mut hangup) = signal(SignalKind::hangup()) else { return };
     while hangup.recv().await.is_some() {
-        match running.reload_now() {
-            Ok(()) => tracing::info!("the new configuration is in force"),
-            Err(errors) => eprintln!("{errors}\nweir: the old configuration stays in force"),
-        }
+        // What is wrong was told.
+        let _ = running.reload_now("SIGHUP");
     }
 }
 

@@ -44,8 +44,10 @@ fn the_reference_says_what_the_structs_say() {
 
 fn configuration() -> String {
     let mut text = String::from(
-        "# Configuration\n\nThe sections of Weir's own file, made from the structs that read it. The `gateway` section holds `listen` and Kong's declarative format \
-         (`gateway: kong.yml` and `{ listen, file }` work too). `${NAME}` and `${NAME:-default}` are replaced everywhere.\n",
+        "# Configuration\n\nThe sections of Weir's own file, made from the structs that read it. The `gateway` section holds `listen`, `headers` and Kong's declarative format \
+         (`gateway: kong.yml` and `{ listen, headers, file }` work too). `headers` says by whose names answers tell how long things took: `weir` \
+         (`X-Weir-Upstream-Latency`, `-Proxy-Latency`, `-Response-Latency`; the default), `kong` (`X-Kong-…` and `X-Kong-Request-Id`; the default where \
+         Weir is given a Kong file itself) or `off`. `${NAME}` and `${NAME:-default}` are replaced everywhere.\n",
     );
     let sections = [
         ("store", weir_config::schema::<weir_config::StoreConfig>()),
@@ -56,6 +58,16 @@ fn configuration() -> String {
     ];
     for (name, schema) in sections {
         let _ = write!(text, "\n## {name}\n\n");
+        fields(&mut text, &schema, &schema);
+    }
+    text.push_str("\n## Services and upstreams\n\nBeside Kong's fields, `services` and `upstreams` of the gateway section take `retry`, `deadline` and `concurrency`; what a service does not say is its upstream's.\n");
+    for (name, schema) in [
+        ("retry", weir_config::schema::<weir_config::Retry>()),
+        ("deadline", weir_config::schema::<weir_config::Deadlines>()),
+        ("concurrency", weir_config::schema::<weir_config::Concurrency>()),
+    ] {
+        let about = schema.get("description").and_then(Value::as_str).unwrap_or_default();
+        let _ = write!(text, "\n### {name} of services and upstreams\n\n{about}\n\n");
         fields(&mut text, &schema, &schema);
     }
     text

@@ -1,7 +1,7 @@
 //! What the loader needs to know of plugins, without knowing plugins.
 
 use crate::env::Env;
-use crate::{Diagnostic, Node};
+use crate::{Diagnostic, Node, Span};
 
 /// The register of plugins, as far as configs are concerned.
 pub trait PluginCatalog {
@@ -9,6 +9,11 @@ pub trait PluginCatalog {
     fn names(&self) -> Vec<String>;
     /// Mistakes in the config of a plugin. `name` is one of [`Self::names`].
     fn check(&self, name: &str, config: &Node) -> Vec<Diagnostic>;
+    /// Where a plugin's config says how large bodies may be, in bytes; `None` where it does not.
+    fn body_limit(&self, name: &str, config: &Node) -> Option<(u64, Span)> {
+        let _ = (name, config);
+        None
+    }
     /// The register's own name for a name or an older name; `None` if it is unknown.
     fn canonical(&self, name: &str) -> Option<&'static str>;
 }

@@ -40,7 +40,7 @@ pub struct Diagnostic {
     /// Stable short name of the kind of finding: `yaml`, `encoding`, `empty`, `too-deep`, `too-large`, `duplicate-key`, `file`,
     /// `env-missing`, `env-syntax`, `vault`, `type`, `value`, `unknown-key`, `missing-key`, `duplicate-name`, `reference`,
     /// `missing-reference`, `unknown-plugin`, `duplicate-plugin`, `unsupported`, `format-version`, `regex`, `path`, `path-regex`,
-    /// `shadowed`, `metadata`, `secret`.
+    /// `shadowed`, `limit`, `metadata`, `secret`.
     pub code: &'static str,
 }
 

@@ -1,6 +1,6 @@
 //! The typed document: what a configuration says, after expansion, checks and flattening.
 
-use crate::{Gateway, Millis, Secret, Size};
+use crate::{CircuitBreaker, Concurrency, Deadlines, Gateway, Listens, Millis, Resilience, Retry, Secret, Size, Spanned};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::time::Duration;
@@ -33,17 +33,27 @@ pub struct StoreConfig {
     pub deadline: Millis,
     /// Replicas of a standalone Redis that values are read from.
     pub replicas: Vec<Secret>,
+    /// How long pages in memory are trusted while messages of purges may be getting lost.
+    pub trust_memory: Millis,
+    /// Whether bodies lie packed in Redis.
+    pub compress: bool,
 }
 
 /// `edge:` — the door that caches pages.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Edge {
-    /// Address to listen on.
+    /// Address to listen on, or several; `tls` and `proxy_protocol` may follow each: `[0.0.0.0:9000, 0.0.0.0:9443 tls]`.
     #[serde(default = "d_edge_listen")]
-    pub listen: String,
+    pub listen: Listens,
+    /// Certificates for `tls` addresses, chosen by server name. Those of the gateway section serve here too.
+    #[serde(default)]
+    pub certificates: Vec<EdgeCertificate>,
     /// The site: `http://host:port` or `https://…`, or the name of an upstream of the gateway section.
     pub origin: String,
+    /// How the site is spoken to when `origin` is an `https` URL.
+    #[serde(default)]
+    pub origin_tls: OriginTls,
     /// Host names that are served; others get 421. Empty: any.
     #[serde(default)]
     pub hosts: Vec<String>,
@@ -71,6 +81,10 @@ pub struct Edge {
     /// Which diagnostic headers answers carry.
     #[serde(default)]
     pub headers: CacheHeaders,
+    /// In which encodings pages are kept besides the plain one, made once in the background: `br`, `zstd`, `gzip`. Each takes memory of its own.
+    /// Empty: pages go out as the origin gave them.
+    #[serde(default = "encodings")]
+    pub encodings: Vec<Encoding>,
     /// Query keys dropped from every page key and fill, beside the built-in tracking parameters.
     #[serde(default)]
     pub ignore_query: Vec<String>,
@@ -80,6 +94,54 @@ pub struct Edge {
     /// Who may send `PURGE` requests. Without it the method is refused.
     #[serde(default)]
     pub purge: Option<PurgeAccess>,
+    /// When a request is sent to the origin once more. Default: as its upstream says, if `origin` names one.
+    #[serde(default)]
+    pub retry: Option<Retry>,
+    /// How long the origin may take. Default: as its upstream says.
+    #[serde(default)]
+    pub deadline: Option<Deadlines>,
+    /// How many requests may be under way to the origin at once, beside what its upstream says.
+    #[serde(default)]
+    pub concurrency: Option<Concurrency>,
+    /// Leaves a failing origin alone for a while. Default: no.
+    #[serde(default)]
+    pub circuit_breaker: Option<CircuitBreaker>,
+}
+
+impl Edge {
+    /// What the edge says of its origin.
+    pub fn resilience(&self) -> Resilience {
+        Resilience { retry: self.retry.clone(), deadline: self.deadline.clone(), concurrency: self.concurrency.clone() }
+    }
+}
+
+/// A certificate with the names it serves.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EdgeCertificate {
+    /// The chain in PEM, or the name of a file that holds it.
+    pub cert: Spanned<String>,
+    /// The private key in PEM, or the name of a file that holds it.
+    pub key: Secret,
+    /// Server names, perhaps with a leading `*.`. Default: those that stand in the certificate.
+    #[serde(default)]
+    pub snis: Vec<String>,
+}
+
+/// `origin_tls:` — what the site must show, and what is shown to it.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OriginTls {
+    /// Name in the handshake, and the one that the site's certificate must have. Default: the host of `origin`.
+    pub server_name: Option<String>,
+    /// Certificates of authorities in PEM, or the name of a file that holds them, that are trusted instead of the system's.
+    pub ca: Option<String>,
+    /// Certificate shown to the site, in PEM or a file's name.
+    pub cert: Option<String>,
+    /// Its private key, in PEM or a file's name.
+    pub key: Option<Secret>,
+    /// HTTP/2, if the site offers it.
+    pub http2: bool,
 }
 
 /// `purge:` — who may purge by the `PURGE` method. Both must fit.
@@ -154,6 +216,25 @@ pub struct PageRule {
     /// Whether `Cache-Control` of requests counts (RFC 9111 section 5.2.1). Visitors can then make the origin work.
     #[serde(default)]
     pub honour_request: bool,
+    /// Whether an unsafe request (`POST`, a form, a server action, …) that succeeds removes the page at its address, and those at the `Location`
+    /// and `Content-Location` of its answer (RFC 9111 section 4.4). `false`: for pages whose forms and actions change nothing that others see.
+    #[serde(default = "yes")]
+    pub invalidate: bool,
+    /// Encodings of this rule's pages, instead of the edge's `encodings`.
+    #[serde(default)]
+    pub encodings: Option<Vec<Encoding>>,
+}
+
+/// A content coding that Weir makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoding {
+    /// Brotli (RFC 7932): the smallest.
+    Br,
+    /// Zstandard (RFC 8878): the quickest to unpack.
+    Zstd,
+    /// Gzip (RFC 1952): what every client takes.
+    Gzip,
 }
 
 /// `cache:` of a page rule.
@@ -307,6 +388,8 @@ pub struct Server {
     pub fast_lane: bool,
     /// Access log: `off`, `text` or `json`, to standard output.
     pub access_log: AccessLog,
+    /// Read the configuration again when one of its files changes.
+    pub watch: bool,
 }
 
 /// How requests are logged.
@@ -324,7 +407,7 @@ pub enum AccessLog {
 
 impl Default for StoreConfig {
     fn default() -> Self {
-        StoreConfig { url: Secret::new("memory"), prefix: d_prefix(), deadline: d_store_deadline(), replicas: vec![] }
+        StoreConfig { url: Secret::new("memory"), prefix: d_prefix(), deadline: d_store_deadline(), replicas: vec![], trust_memory: Millis::secs(5), compress: true }
     }
 }
 
@@ -354,6 +437,7 @@ impl Default for Server {
             trusted_proxies: vec![],
             fast_lane: true,
             access_log: AccessLog::Off,
+            watch: true,
         }
     }
 }
@@ -364,8 +448,8 @@ fn d_prefix() -> String {
 fn d_store_deadline() -> Millis {
     Millis(Duration::from_millis(50))
 }
-fn d_edge_listen() -> String {
-    "0.0.0.0:9000".into()
+fn d_edge_listen() -> Listens {
+    Listens::plain("0.0.0.0:9000")
 }
 fn d_api_prefix() -> String {
     "/api".into()
@@ -384,6 +468,13 @@ pub fn session_cookies() -> Vec<String> {
     ]
     .map(String::from)
     .to_vec()
+}
+/// All encodings.
+pub fn encodings() -> Vec<Encoding> {
+    vec![Encoding::Br, Encoding::Zstd, Encoding::Gzip]
+}
+fn yes() -> bool {
+    true
 }
 fn d_page_ttl() -> Ttl {
     Ttl::Origin

@@ -1,13 +1,13 @@
 //! Kong's entities as the gateway section holds them: flattened, with their references resolved.
 
-use crate::{Node, Secret, Span};
+use crate::{Listens, Node, Resilience, Secret, Span, Spanned};
 use std::time::Duration;
 
 /// `gateway:` — the door with routes and plugin chains.
 #[derive(Debug, Clone)]
 pub struct Gateway {
-    /// Address to listen on.
-    pub listen: String,
+    /// Addresses to listen on.
+    pub listen: Listens,
     /// Kong's `_format_version`, as `(major, minor)`.
     pub format: (u16, u16),
     /// Services, flattened.
@@ -22,6 +22,24 @@ pub struct Gateway {
     pub upstreams: Vec<Upstream>,
     /// TLS certificates with their server names.
     pub certificates: Vec<Certificate>,
+    /// Certificates of authorities that services may name.
+    pub ca_certificates: Vec<CaCertificate>,
+    /// Names of consumer groups.
+    pub groups: Vec<String>,
+    /// Whose names the fields have by which answers tell times.
+    pub headers: HeaderNames,
+}
+
+/// `headers:` — the names of the fields in which the gateway tells how long things took, and the request's id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HeaderNames {
+    /// `X-Weir-Upstream-Latency`, `-Proxy-Latency`, `-Response-Latency`.
+    #[default]
+    Weir,
+    /// `X-Kong-Upstream-Latency`, `-Proxy-Latency`, `-Response-Latency`, and `X-Kong-Request-Id`.
+    Kong,
+    /// None.
+    Off,
 }
 
 /// A Kong service. Defaults are Kong's.
@@ -49,6 +67,16 @@ pub struct Service {
     pub read_timeout: Duration,
     /// Whether to verify the upstream's certificate. Default: yes.
     pub tls_verify: Option<bool>,
+    /// Most intermediate certificates between the upstream's own and an authority's.
+    pub tls_verify_depth: Option<u32>,
+    /// Authorities that are trusted instead of the system's, as indexes into `Gateway::ca_certificates`.
+    pub ca_certificates: Vec<usize>,
+    /// Shown to the upstream: an index into `Gateway::certificates`.
+    pub client_certificate: Option<usize>,
+    /// HTTP/2 where the upstream speaks it. Weir's own key.
+    pub http2: bool,
+    /// Retries, deadlines and concurrency (Weir's own).
+    pub resilience: Resilience,
     /// Tags.
     pub tags: Vec<String>,
     /// `false`: its routes are not served.
@@ -88,10 +116,8 @@ pub struct Route {
     pub regex_priority: i64,
     /// Status for the wrong protocol: 426, or a redirect.
     pub https_redirect_status_code: u16,
-    /// Buffer whole requests before forwarding.
+    /// Read a short request body whole before the service is asked, so that a slow client does not hold a connection to it.
     pub request_buffering: bool,
-    /// Buffer whole responses before answering.
-    pub response_buffering: bool,
     /// Tags.
     pub tags: Vec<String>,
     /// Where it stands.
@@ -136,8 +162,14 @@ pub struct PluginEntry {
     pub route: Option<usize>,
     /// Index into `consumers`.
     pub consumer: Option<usize>,
-    /// Only for requests by these protocols; empty: all.
+    /// Index into `groups`.
+    pub group: Option<usize>,
+    /// Protocols as written; empty: all. As in Kong, only whether HTTP is among them counts.
     pub protocols: Vec<String>,
+    /// `ordering.before.access`: plugins that this one goes before, with the places of their names.
+    pub before: Vec<Spanned<String>>,
+    /// `ordering.after.access`: plugins that this one goes after.
+    pub after: Vec<Spanned<String>>,
     /// `instance_name`, if given.
     pub instance_name: Option<String>,
 }
@@ -191,6 +223,8 @@ pub struct Upstream {
     pub hash_on: String,
     /// Every setting as written, for the balancer and the health checks.
     pub settings: Node,
+    /// Retries, deadlines and concurrency (Weir's own).
+    pub resilience: Resilience,
     /// Endpoints.
     pub targets: Vec<Target>,
     /// Where it stands.
@@ -217,8 +251,21 @@ pub struct Certificate {
     pub cert: String,
     /// PEM key.
     pub key: Secret,
-    /// Server names, perhaps with a leading `*.`.
+    /// A second chain and key of another kind (`cert_alt`, `key_alt`), for clients that do not take the first.
+    pub alt: Option<(String, Secret)>,
+    /// Server names, perhaps with a leading `*.` or a trailing `.*`; `*`: any.
     pub snis: Vec<String>,
+    /// Where it stands.
+    pub span: Span,
+}
+
+/// The certificate of an authority.
+#[derive(Debug, Clone)]
+pub struct CaCertificate {
+    /// By which services name it.
+    pub id: Option<String>,
+    /// PEM.
+    pub cert: String,
     /// Where it stands.
     pub span: Span,
 }

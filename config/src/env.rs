@@ -6,7 +6,11 @@ use std::sync::Arc;
 
 /// Where variables come from.
 #[derive(Clone)]
-pub struct Env(Arc<Lookup>);
+pub struct Env {
+    lookup: Arc<Lookup>,
+    /// Prefixes of the file's `vaults` that are environments, each with what its variables begin with.
+    vaults: HashMap<String, String>,
+}
 
 type Lookup = dyn Fn(&str) -> Option<String> + Send + Sync;
 
@@ -18,7 +22,7 @@ impl Env {
 
     /// A function from name to value.
     pub fn of(lookup: impl Fn(&str) -> Option<String> + Send + Sync + 'static) -> Env {
-        Env(Arc::new(lookup))
+        Env { lookup: Arc::new(lookup), vaults: HashMap::new() }
     }
 
     /// No variables at all.
@@ -28,7 +32,12 @@ impl Env {
 
     /// The value of a variable.
     pub fn get(&self, name: &str) -> Option<String> {
-        (self.0)(name)
+        (self.lookup)(name)
+    }
+
+    /// The same variables, and vaults by their prefixes.
+    pub(crate) fn with_vaults(&self, vaults: HashMap<String, String>) -> Env {
+        Env { lookup: self.lookup.clone(), vaults }
     }
 }
 
@@ -186,13 +195,15 @@ fn vault(reference: &str, whole: &str, env: &Env) -> Result<String, Problem> {
     let path = reference.split(['?', '#']).next().unwrap_or(reference);
     let mut parts = path.split('/');
     let (vault, name, field) = (parts.next().unwrap_or(""), parts.next().unwrap_or(""), parts.next());
-    if vault != "env" {
-        return Err(problem("vault", format!("there is no vault `{vault}`"), Some("Weir reads `{vault://env/NAME}`".into())));
-    }
+    let begins = match (vault, env.vaults.get(vault)) {
+        (_, Some(begins)) => begins.as_str(),
+        ("env", None) => "",
+        _ => return Err(problem("vault", format!("there is no vault `{vault}`"), Some("Weir reads `{vault://env/NAME}`, and `vaults` whose name is `env`".into()))),
+    };
     if name.is_empty() || parts.next().is_some() {
         return Err(problem("vault", "this is not `{vault://env/NAME}`".into(), None));
     }
-    let variable = name.to_ascii_uppercase().replace('-', "_");
+    let variable = format!("{begins}{name}").to_ascii_uppercase().replace('-', "_");
     let Some(value) = env.get(&variable) else {
         return Err(problem("env-missing", format!("environment variable `{variable}` is not set"), None));
     };
@@ -232,6 +243,8 @@ mod tests {
         assert_eq!(to("{vault://env/creds/user}/"), "{vault://env/creds/user}/");
         assert_eq!(to("{vault://env/creds/user}"), "u");
         assert_eq!(to("{vault://env/creds/n}"), "5");
+        let vaults = [("mine".to_string(), "my-".to_string())].into_iter().collect();
+        assert_eq!(expand("{vault://mine/key}", &env().with_vaults(vaults)), Ok(Expanded::To("k".into())));
     }
 
     #[test]

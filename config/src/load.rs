@@ -4,8 +4,9 @@ use crate::document::Document;
 use crate::node::Kind;
 use crate::reader::Context;
 use crate::words::{MOST_HINTS, did_you_mean};
-use crate::{Diagnostic, Diagnostics, LoadOptions, Node, PluginCatalog, Source, kong, parse, secrets, weir};
+use crate::{Diagnostic, Diagnostics, LoadOptions, Node, PluginCatalog, Source, kong, parse, placeholders, secrets, weir};
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// What came of loading a file.
@@ -65,6 +66,11 @@ fn finish(cx: Context<'_>, document: Option<Document>) -> Loaded {
 /// Reads a file as text.
 pub(crate) fn read_source(cx: &Context<'_>, path: &Path) -> Result<std::sync::Arc<Source>, String> {
     cx.files.borrow_mut().push(path.to_path_buf());
+    source_of(path)
+}
+
+/// A file as text.
+pub(crate) fn source_of(path: &Path) -> Result<std::sync::Arc<Source>, String> {
     let size = std::fs::metadata(path).map_err(|error| plain_error(&error))?;
     if size.is_dir() {
         return Err("this is a folder".into());
@@ -109,8 +115,9 @@ fn text_of(name: &str, bytes: &[u8]) -> Result<std::sync::Arc<Source>, Box<Diagn
 
 /// Parses a source into a tree; what it finds goes to the context.
 pub(crate) fn tree(cx: &Context<'_>, source: &std::sync::Arc<Source>) -> Option<Node> {
+    let env = cx.options.env.with_vaults(vaults(source));
     let mut found = Vec::new();
-    let node = parse::parse(source, Some(&cx.options.env), &mut found);
+    let node = parse::parse(source, Some(&env), &mut found);
     let complete = found.is_empty();
     cx.extend(found);
     match node {
@@ -131,6 +138,19 @@ pub(crate) fn tree(cx: &Context<'_>, source: &std::sync::Arc<Source>) -> Option<
     }
 }
 
+/// Kong's `vaults` that are environments: their prefixes, and what their variables begin with. References stand anywhere in the file, so
+/// this looks before anything is expanded.
+fn vaults(source: &std::sync::Arc<Source>) -> HashMap<String, String> {
+    if !source.text().contains("vaults") {
+        return HashMap::new();
+    }
+    let node = parse::parse(source, None, &mut Vec::new()).unwrap_or_default();
+    let section = node.get("vaults").or_else(|| node.get("gateway")?.get("vaults"));
+    let text = |vault: &Node, key: &str| vault.get(key).and_then(Node::text);
+    let environments = section.map_or(&[][..], Node::items).iter().filter(|vault| text(vault, "name").as_deref() == Some("env"));
+    environments.filter_map(|vault| Some((text(vault, "prefix")?, vault.get("config").and_then(|config| text(config, "prefix")).unwrap_or_default()))).collect()
+}
+
 fn empty(cx: &Context<'_>, source: &std::sync::Arc<Source>) {
     let hint = "write an `edge:` or a `gateway:` section, or Kong's `services:`";
     cx.push(Diagnostic::error("empty", &crate::Span::new(source, 1, 1, 0), "the file is empty").hint(hint));
@@ -139,6 +159,7 @@ fn empty(cx: &Context<'_>, source: &std::sync::Arc<Source>) {
 fn load(cx: &Context<'_>, source: &std::sync::Arc<Source>) -> Option<Document> {
     let node = tree(cx, source)?;
     secrets::warn(cx, &node);
+    placeholders::warn(cx, &node);
     let has = |keys: &[&str]| keys.iter().any(|key| node.key_span(key).is_some());
     let own = has(&weir::SECTIONS);
     let kongs = has(&kong::TOP_KEYS);
@@ -149,6 +170,10 @@ fn load(cx: &Context<'_>, source: &std::sync::Arc<Source>) -> Option<Document> {
         for (key, _) in node.entries().iter().filter(|(key, _)| kong::TOP_KEYS.contains(&key.name.as_str())) {
             cx.error("unknown-key", &key.span, format!("`{}` stands beside Weir's own sections", key.name), Some("move it under `gateway:`".into()));
         }
+    } else if node.get("apiVersion").is_some() && node.get("kind").is_some() {
+        let hint = "take the text under its `data:` out into a file of its own";
+        cx.error("unsupported", node.span(), "this is an object of Kubernetes, not a configuration", Some(hint.into()));
+        return None;
     } else if !own {
         // Not one key is known: say once what kinds of file there are, then name the keys.
         let known = weir::SECTIONS.iter().chain(kong::TOP_KEYS.iter()).copied();

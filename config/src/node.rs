@@ -96,6 +96,20 @@ impl Node {
         }
     }
 
+    /// Parses a file of YAML or JSON that a configuration names, without expansion of variables.
+    ///
+    /// # Errors
+    /// What is wrong: with the file (without a place), or in it.
+    pub fn parse_file(path: &std::path::Path) -> Result<Node, crate::Diagnostics> {
+        let source = crate::load::source_of(path).map_err(|why| vec![crate::Diagnostic::error("file", &Span::default(), format!("{}: {why}", path.display()))])?;
+        let mut diagnostics = Vec::new();
+        match crate::parse::parse(&source, None, &mut diagnostics) {
+            Some(node) if diagnostics.is_empty() => Ok(node),
+            None if diagnostics.is_empty() => Err(vec![crate::Diagnostic::error("empty", &Span::new(&source, 1, 1, 0), "the file is empty")].into()),
+            _ => Err(diagnostics.into()),
+        }
+    }
+
     /// Where the value stands.
     pub fn span(&self) -> &Span {
         &self.0.span

@@ -376,6 +376,12 @@ struct StoreMapping {
     deadline: Option<Millis>,
     /// Replicas of a standalone Redis that values are read from: URLs like `url`. What a replica does not have is asked of the primary.
     replicas: Option<Vec<Secret>>,
+    /// How long pages in memory are trusted while messages of purges may be getting lost: Redis is away, a connection is dead, this process slept.
+    /// After that, what is older is looked up in Redis or fetched anew, until it is certain that no purge was missed. Shorter bounds how long a
+    /// purged page can live on; longer spares the origin while Redis is away. One second at least. Default: 5s.
+    trust_memory: Option<Millis>,
+    /// Whether bodies lie packed (zstd) in Redis. Default: true.
+    compress: Option<bool>,
 }
 
 impl<'de> Deserialize<'de> for StoreConfig {
@@ -394,6 +400,8 @@ impl<'de> Deserialize<'de> for StoreConfig {
                 prefix: mapping.prefix.unwrap_or(default.prefix),
                 deadline: mapping.deadline.unwrap_or(default.deadline),
                 replicas: mapping.replicas.unwrap_or_default(),
+                trust_memory: mapping.trust_memory.unwrap_or(default.trust_memory),
+                compress: mapping.compress.unwrap_or(default.compress),
             }),
             Err(_) => Err(D::Error::custom("`memory`, a Redis URL, or a mapping with `url`, is wanted")),
         }

@@ -5,9 +5,10 @@ use crate::net::{HostPort, check_host, parse_listen};
 use crate::node::Kind;
 use crate::reader::Context;
 use crate::words::{MOST_HINTS, did_you_mean};
-use crate::{Node, Source, Span, decode, kong, load};
+use crate::{BreakerScope, Listens, Node, Secret, Source, Span, Spanned, decode, kong, load, resilience};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,10 +16,15 @@ use std::sync::Arc;
 /// Top-level keys.
 pub(crate) const SECTIONS: [&str; 6] = ["store", "edge", "gateway", "warm_up", "admin", "server"];
 const GATEWAY_LISTEN: &str = "0.0.0.0:8000";
+/// Keys of the gateway's section that are not Kong's.
+const OWN: [&str; 3] = ["listen", "file", "headers"];
 
 /// A file of Kong's alone: a gateway on port 8000 and nothing else.
 pub(crate) fn bare_kong(cx: &Context<'_>, node: &Node) -> Option<Document> {
-    let gateway = kong::read(cx, node, GATEWAY_LISTEN.into(), true, &[])?;
+    let gateway = kong::read(cx, node, Listens::plain(GATEWAY_LISTEN), true, &[])?;
+    // Who comes with Kong's file has dashboards and clients that know Kong's names.
+    let gateway = Gateway { headers: HeaderNames::Kong, ..gateway };
+    check_body_limits(cx, &gateway, &Server::default());
     Some(Document {
         store: StoreConfig::default(),
         edge: None,
@@ -38,7 +44,7 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Optio
         }
     }
     let store = section::<StoreConfig>(cx, node, "store");
-    let edge = section::<Edge>(cx, node, "edge");
+    let mut edge = section::<Edge>(cx, node, "edge");
     let mut warm_up = section::<WarmUp>(cx, node, "warm_up");
     let mut admin = section::<Admin>(cx, node, "admin").unwrap_or_default();
     let server = section::<Server>(cx, node, "server").unwrap_or_default();
@@ -52,7 +58,8 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Optio
     if let (Some(section), Some(store)) = (node.get("store"), &store) {
         check_store(cx, section, store);
     }
-    if let (Some(section), Some(edge)) = (node.get("edge"), &edge) {
+    if let (Some(section), Some(edge)) = (node.get("edge"), &mut edge) {
+        read_tls(cx, section, edge);
         check_edge(cx, section, edge, gateway.as_ref());
         if edge.api == ApiTarget::Gateway && node.get("gateway").is_none() {
             // Without a gateway there is nothing behind the default.
@@ -67,7 +74,10 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Optio
     if let Some(section) = node.get("server") {
         check_server(cx, section, &server);
     }
-    check_doors(cx, node, edge.as_ref(), gateway.as_ref(), &admin);
+    if let Some(gateway) = &gateway {
+        check_body_limits(cx, gateway, &server);
+    }
+    check_doors(cx, node, edge.as_ref(), gateway.as_ref(), &admin, &server);
     if node.get("edge").is_none() && node.get("gateway").is_none() {
         cx.error("missing-key", node.span(), "there is neither an `edge:` nor a `gateway:` section", Some("Weir would have nothing to do".into()));
     }
@@ -101,22 +111,26 @@ fn section<T: DeserializeOwned + JsonSchema>(cx: &Context<'_>, node: &Node, key:
 /// `gateway:` inline, `gateway: kong.yml`, or `gateway: { listen, file: kong.yml }`.
 fn gateway(cx: &Context<'_>, section: &Node, source: &Arc<Source>) -> Option<Gateway> {
     match section.kind() {
-        Kind::String(file) => kong_file(cx, file, section.span(), source, GATEWAY_LISTEN.into()),
+        Kind::String(file) => kong_file(cx, file, section.span(), source, Listens::plain(GATEWAY_LISTEN)),
         Kind::Map(_) => {
             let listen = match section.get("listen") {
-                Some(listen) => cx.text(listen)?.value,
-                None => GATEWAY_LISTEN.into(),
+                Some(listen) => decode::<Listens>(listen).map_err(|found| cx.extend(found)).ok()?,
+                None => Listens::plain(GATEWAY_LISTEN),
             };
-            let Some(file) = section.get("file") else {
-                return kong::read(cx, section, listen, false, &["listen", "file"]);
-            };
-            for (key, _) in section.entries() {
-                if key.name != "listen" && key.name != "file" {
-                    cx.error("unknown-key", &key.span, format!("`{}` cannot stand beside `file`", key.name), Some("move it into the file, or write everything here".into()));
+            let headers = header_names(cx, section);
+            let gateway = match section.get("file") {
+                None => kong::read(cx, section, listen, false, &OWN)?,
+                Some(file) => {
+                    for (key, _) in section.entries() {
+                        if !OWN.contains(&key.name.as_str()) {
+                            cx.error("unknown-key", &key.span, format!("`{}` cannot stand beside `file`", key.name), Some("move it into the file, or write everything here".into()));
+                        }
+                    }
+                    let file = cx.text(file)?;
+                    kong_file(cx, &file.value, &file.span, source, listen)?
                 }
-            }
-            let file = cx.text(file)?;
-            kong_file(cx, &file.value, &file.span, source, listen)
+            };
+            Some(Gateway { headers, ..gateway })
         }
         _ => {
             cx.wrong(section, "a mapping, or the name of a Kong file,");
@@ -125,7 +139,33 @@ fn gateway(cx: &Context<'_>, section: &Node, source: &Arc<Source>) -> Option<Gat
     }
 }
 
-fn kong_file(cx: &Context<'_>, file: &str, place: &Span, from: &Arc<Source>, listen: String) -> Option<Gateway> {
+/// `headers:` of the gateway's section.
+fn header_names(cx: &Context<'_>, section: &Node) -> HeaderNames {
+    let Some(node) = section.get("headers") else { return HeaderNames::default() };
+    let words = ["weir", "kong", "off"];
+    // YAML's plain `off` is a boolean.
+    match node.text().as_deref() {
+        Some("weir") => HeaderNames::Weir,
+        Some("kong") => HeaderNames::Kong,
+        Some("off" | "false") => HeaderNames::Off,
+        text => {
+            cx.error("value", node.span(), "this is not one of `weir`, `kong` or `off`", text.and_then(|text| did_you_mean(text, words)));
+            HeaderNames::default()
+        }
+    }
+}
+
+/// Limits of plugins above the server's own, which holds before them.
+fn check_body_limits(cx: &Context<'_>, gateway: &Gateway, server: &Server) {
+    let most = server.max_body.get();
+    for plugin in gateway.plugins.iter().filter(|plugin| plugin.enabled) {
+        if let Some((_, span)) = cx.catalog.body_limit(&plugin.name, &plugin.config).filter(|(limit, _)| *limit > most) {
+            cx.warning("limit", &span, format!("this limit is never reached: the server takes no body over {most} bytes"), Some("raise `server.max_body`".into()));
+        }
+    }
+}
+
+fn kong_file(cx: &Context<'_>, file: &str, place: &Span, from: &Arc<Source>, listen: Listens) -> Option<Gateway> {
     let path: PathBuf = from.folder().join(file);
     let source = match load::read_source(cx, &path) {
         Ok(source) => source,
@@ -136,6 +176,7 @@ fn kong_file(cx: &Context<'_>, file: &str, place: &Span, from: &Arc<Source>, lis
     };
     let node = load::tree(cx, &source)?;
     crate::secrets::warn(cx, &node);
+    crate::placeholders::warn(cx, &node);
     for (key, _) in node.entries().iter().filter(|(key, _)| SECTIONS.contains(&key.name.as_str())) {
         cx.error("unknown-key", &key.span, format!("`{}` belongs into Weir's own file", key.name), Some(format!("this file was named by {place}")));
     }
@@ -150,6 +191,10 @@ fn check_store(cx: &Context<'_>, section: &Node, store: &StoreConfig) {
     let url = store.url.expose();
     if url == "memory" {
         return;
+    }
+    if store.trust_memory.get().as_secs() < 1 {
+        let place = section.get("trust_memory").unwrap_or(section);
+        cx.error("value", place.span(), "memory is trusted for a second at least", Some("write `5s`".into()));
     }
     let schemes = ["redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster"];
     let Some((scheme, rest)) = url.split_once("://") else {
@@ -183,6 +228,49 @@ fn check_store(cx: &Context<'_>, section: &Node, store: &StoreConfig) {
     if store.deadline.get().is_zero() {
         let place = section.get("deadline").unwrap_or(section);
         cx.error("value", place.span(), "no call to the store is made in no time", Some("write `50ms`".into()));
+    }
+}
+
+/// Puts PEM where the names of files stand.
+fn read_tls(cx: &Context<'_>, section: &Node, edge: &mut Edge) {
+    use kong::tls::{CERTIFICATE, PRIVATE_KEY, checked_name, pem};
+    let mut taken = HashMap::new();
+    let items = section.get("certificates").map(Node::items).unwrap_or_default();
+    for (certificate, node) in edge.certificates.iter_mut().zip(items) {
+        if let Some(found) = pem(cx, &certificate.cert, &certificate.cert.span, CERTIFICATE) {
+            certificate.cert.value = found;
+        }
+        let place = node.get("key").unwrap_or(node).span();
+        if let Some(found) = pem(cx, certificate.key.expose(), place, PRIVATE_KEY) {
+            certificate.key = Secret::new(found);
+        }
+        for (name, node) in certificate.snis.iter_mut().zip(node.get("snis").map(Node::items).unwrap_or_default()) {
+            if let Some(checked) = checked_name(cx, Spanned::new(name.clone(), node.span().clone()), &mut taken) {
+                *name = checked;
+            }
+        }
+    }
+    let Some(node) = section.get("origin_tls") else { return };
+    let tls = &mut edge.origin_tls;
+    let at = |key: &str| node.get(key).unwrap_or(node).span();
+    for (text, key) in [(&mut tls.ca, "ca"), (&mut tls.cert, "cert")] {
+        if let Some(found) = text.as_ref().and_then(|text| pem(cx, text, at(key), CERTIFICATE)) {
+            *text = Some(found);
+        }
+    }
+    if let Some(found) = tls.key.as_ref().and_then(|key| pem(cx, key.expose(), at("key"), PRIVATE_KEY)) {
+        tls.key = Some(Secret::new(found));
+    }
+    if tls.cert.is_some() != tls.key.is_some() {
+        cx.error("missing-key", node.span(), "`cert` and `key` go together", None);
+    }
+    if let Some(name) = &tls.server_name
+        && let Err(why) = check_host(name)
+    {
+        cx.error("value", at("server_name"), why, None);
+    }
+    if !edge.origin.starts_with("https://") {
+        cx.warning("value", node.span(), "this has no effect: the origin is not an `https` URL", None);
     }
 }
 
@@ -239,10 +327,26 @@ fn check_edge(cx: &Context<'_>, section: &Node, edge: &Edge, gateway: Option<&Ga
     if let (Some(guests), Some(node)) = (&edge.guests, section.get("guests")) {
         check_guests(cx, guests, node);
     }
+    resilience::check(cx, section, &edge.resilience());
+    if let (Some(breaker), Some(node)) = (&edge.circuit_breaker, section.get("circuit_breaker")) {
+        cx.extend(resilience::check_breaker(breaker, node));
+        if breaker.per == BreakerScope::Route
+            && let Some(place) = node.get("per")
+        {
+            cx.error("value", place.span(), "the edge has no routes", Some("write `service` or `endpoint`".into()));
+        }
+        let named = breaker.fallback.as_ref().and_then(|fallback| fallback.service.as_deref());
+        if let (Some(name), Some(place)) = (named, node.get("fallback").and_then(|fallback| fallback.get("service"))) {
+            let services: Vec<&str> = gateway.iter().flat_map(|gateway| &gateway.services).map(|service| service.name.as_str()).collect();
+            if !services.contains(&name) {
+                cx.error("missing-reference", place.span(), "this is not the name of a service of the gateway section", did_you_mean(name, services.iter().copied()));
+            }
+        }
+    }
 }
 
 /// A token of RFC 9110, 5.6.2: what names of cookies and headers are made of.
-fn is_token(text: &str) -> bool {
+pub(crate) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
 }
 
@@ -273,7 +377,7 @@ fn check_page(cx: &Context<'_>, page: &PageRule, node: &Node, seen: &mut Vec<(St
         }
     }
     if page.cache == CacheSwitch::Never {
-        for key in ["ttl", "query", "stale_while_revalidate", "stale_if_error", "tags", "fill_token", "override_cache_control", "max_size"] {
+        for key in ["ttl", "query", "stale_while_revalidate", "stale_if_error", "tags", "fill_token", "override_cache_control", "max_size", "encodings", "invalidate"] {
             if let Some(span) = node.get(key).and_then(|_| node.key_span(key)) {
                 cx.warning("value", span, format!("`{key}` has no effect beside `cache: never`"), None);
             }
@@ -391,27 +495,40 @@ fn check_server(cx: &Context<'_>, section: &Node, server: &Server) {
     }
 }
 
-/// Addresses must parse, and no two doors may share one.
-fn check_doors(cx: &Context<'_>, node: &Node, edge: Option<&Edge>, gateway: Option<&Gateway>, admin: &Admin) {
+/// Addresses must parse, no two doors may share one, and each has what its words need.
+fn check_doors(cx: &Context<'_>, node: &Node, edge: Option<&Edge>, gateway: Option<&Gateway>, admin: &Admin, server: &Server) {
     let mut doors: Vec<(&str, SocketAddr)> = Vec::new();
-    let listens = [("edge", edge.map(|edge| &edge.listen)), ("gateway", gateway.map(|gateway| &gateway.listen)), ("admin", Some(&admin.listen))];
-    for (name, listen) in listens {
-        let Some(listen) = listen else { continue };
+    let admin = Listens::plain(admin.listen.clone());
+    let listens = [("edge", edge.map(|edge| &edge.listen)), ("gateway", gateway.map(|gateway| &gateway.listen)), ("admin", Some(&admin))];
+    let certified = gateway.is_some_and(|gateway| !gateway.certificates.is_empty()) || edge.is_some_and(|edge| !edge.certificates.is_empty());
+    for (name, listens) in listens {
+        let Some(listens) = listens else { continue };
         let section = node.get(name).unwrap_or(node);
-        let place = section.get("listen").unwrap_or(section);
-        if place.source().broken {
-            continue;
-        }
-        match parse_listen(listen) {
-            Err((why, hint)) => cx.error("value", place.span(), why, hint),
-            Ok(address) => {
-                let shared = |other: SocketAddr| {
-                    address.port() != 0 && other.port() == address.port() && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
-                };
-                if let Some((first, _)) = doors.iter().find(|(_, other)| shared(*other)) {
-                    cx.error("duplicate-name", place.span(), format!("`{first}` and `{name}` listen on the same port"), None);
+        let whole = section.get("listen").unwrap_or(section);
+        for (at, listen) in listens.0.iter().enumerate() {
+            let place = whole.items().get(at).unwrap_or(whole);
+            if place.source().broken {
+                continue;
+            }
+            if listen.tls && !certified {
+                cx.error("missing-reference", place.span(), "there is no certificate for TLS", Some(format!("add `certificates:` to `{name}`")));
+            }
+            if listen.proxy_protocol && server.trusted_proxies.is_empty() {
+                let hint = "name the senders in `trusted_proxies` of the `server` section";
+                cx.error("missing-reference", place.span(), "nobody is trusted to send PROXY headers", Some(hint.into()));
+            }
+            match parse_listen(&listen.address) {
+                Err((why, hint)) => cx.error("value", place.span(), why, hint),
+                Ok(address) => {
+                    let shared = |other: SocketAddr| {
+                        address.port() != 0 && other.port() == address.port() && (other.ip() == address.ip() || other.ip().is_unspecified() || address.ip().is_unspecified())
+                    };
+                    if let Some((first, _)) = doors.iter().find(|(_, other)| shared(*other)) {
+                        let message = if *first == name { format!("`{name}` listens on this port twice") } else { format!("`{first}` and `{name}` listen on the same port") };
+                        cx.error("duplicate-name", place.span(), message, None);
+                    }
+                    doors.push((name, address));
                 }
-                doors.push((name, address));
             }
         }
     }

@@ -93,7 +93,7 @@ fn a_kong_file_is_named_by_a_weir_file_relative_to_it() {
         assert_eq!(loaded.diagnostics.to_string(), "");
         assert_eq!(loaded.files, [weir.clone(), kong.clone()]);
         let gateway = loaded.document.unwrap().gateway.unwrap();
-        assert_eq!(gateway.listen, if text.contains("8001") { "127.0.0.1:8001" } else { "0.0.0.0:8000" });
+        assert_eq!(gateway.listen.first(), if text.contains("8001") { "127.0.0.1:8001" } else { "0.0.0.0:8000" });
         assert_eq!(gateway.format, (2, 1));
         assert!(gateway.routes[0].paths[0].regex);
         assert_eq!((gateway.services[0].host.as_str(), gateway.services[0].port, gateway.services[0].path.as_str()), ("a", 81, "/x"));

@@ -162,11 +162,11 @@ impl Chains {
         while let Some(&i) = chain.request.get(next) {
             next += 1;
             let link = &chain.links[i as usize];
-            let flow = if link.plugin.phases().has(Phases::REQUEST_WAIT) {
-                link.plugin.request_wait(cx, req).await
-            } else {
-                link.plugin.request(cx, req)
-            };
+            let phases = link.plugin.phases();
+            let mut flow = if phases.has(Phases::REQUEST) { link.plugin.request(cx, req) } else { Flow::Wait };
+            if matches!(flow, Flow::Wait) && phases.has(Phases::REQUEST_WAIT) {
+                flow = link.plugin.request_wait(cx, req).await;
+            }
             if let Flow::Reply(reply) = flow {
                 return (chain, Some(reply));
             }

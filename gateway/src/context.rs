@@ -1,8 +1,9 @@
 //! What is known of one request while it is under way.
 
-use crate::{RouteRuntime, ServiceRuntime};
+use crate::{RouteRuntime, ServiceRuntime, plugin::BeforeSend, resilience::{Guard, Priority}};
 use bytes::Bytes;
-use http::{Extensions, HeaderMap, HeaderName, Method, Uri, request};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Uri, request};
+use sha2::{Digest, Sha256};
 use std::{fmt, net::IpAddr, sync::Arc, time::{Duration, Instant}};
 use weir_cache::{Plan, Report};
 
@@ -109,6 +110,37 @@ pub struct SeenBody {
     pub announced: Option<u64>,
 }
 
+/// A hash over the request body that goes on over what passes after plugins saw its beginning.
+#[derive(Debug, Clone)]
+pub struct BodyHash {
+    state: Sha256,
+    covered: usize,
+    /// The body has passed to its end.
+    pub complete: bool,
+}
+
+impl BodyHash {
+    /// Of a body that begins so.
+    pub fn beginning(bytes: &[u8]) -> BodyHash {
+        BodyHash { state: Sha256::new_with_prefix(bytes), covered: bytes.len(), complete: false }
+    }
+
+    /// Adds what was read ahead of the body, of which a plugin may have seen only a part.
+    pub fn read_ahead(&mut self, bytes: &[u8]) {
+        self.state.update(bytes.get(self.covered..).unwrap_or_default());
+    }
+
+    /// Adds the next piece.
+    pub fn piece(&mut self, bytes: &[u8]) {
+        self.state.update(bytes);
+    }
+
+    /// The hash of what has passed.
+    pub fn finish(self) -> [u8; 32] {
+        self.state.finalize().into()
+    }
+}
+
 /// What plugins that write logs want to know of the messages themselves. Made only where a chain asks for it
 /// ([`crate::Chain::wants_log_view`]). Fields that carry credentials are still in it: whoever writes it down leaves them out.
 #[derive(Debug, Clone)]
@@ -171,7 +203,9 @@ pub struct RequestContext {
     /// Set by authentication.
     pub consumer: Option<Arc<Consumer>>,
     /// Set by authentication.
-    pub identity: Option<Identity>,
+    pub identity: Option<Arc<Identity>>,
+    /// What the service is told of the caller, ready to be sent: set by the plugin that found the caller, which also puts it on the request.
+    pub caller_fields: Option<Arc<[(HeaderName, HeaderValue)]>>,
     /// The request's `Authorization` is a guest token of Weir's own: its bearer is nobody in particular.
     pub guest: bool,
     /// Set by a caching plugin or page rule: look here before asking the upstream.
@@ -182,10 +216,16 @@ pub struct RequestContext {
     pub body: Option<SeenBody>,
     /// Sent to the service instead of the client's body. Only for a plugin that saw the whole body ([`SeenBody::whole`]).
     pub replace_body: Option<Bytes>,
+    /// Set by a plugin that wants to know the hash of the whole body at the end: the part beyond [`SeenBody`] is added as it is forwarded.
+    pub body_hash: Option<Box<BodyHash>>,
+    /// Asked before the first byte is sent to the service.
+    pub before_send: Option<Arc<dyn BeforeSend>>,
     /// Longest body that may be forwarded, in bytes; a longer one is answered with 413. The server's own limit holds besides.
     pub max_body: Option<u64>,
     /// Values that plugins leave for each other by name (Kong's `kong.ctx.shared`).
     pub shared: serde_json::Map<String, serde_json::Value>,
+    /// `Set-Cookie` fields of Weir's own for this client alone: no cache may keep the answer that carries them.
+    pub cookies: Vec<HeaderValue>,
     /// Fields that the answer must not carry, whoever sets them.
     pub hidden: Vec<HeaderName>,
     /// For plugins that write logs.
@@ -210,6 +250,10 @@ pub struct RequestContext {
     pub sent: bool,
     /// Times.
     pub times: Times,
+    /// Set by a plugin that knows how much the request matters; see [`RequestContext::priority`].
+    pub priority: Option<Priority>,
+    /// The circuit breaker that watches over what is sent to the service.
+    pub guard: Option<Arc<Guard>>,
     /// Plugins' own state, by type.
     pub state: Extensions,
 }
@@ -226,13 +270,17 @@ impl RequestContext {
             captures: None,
             consumer: None,
             identity: None,
+            caller_fields: None,
             guest: false,
             plan: None,
             refresh: false,
             body: None,
             replace_body: None,
+            body_hash: None,
+            before_send: None,
             max_body: None,
             shared: serde_json::Map::new(),
+            cookies: Vec::new(),
             hidden: Vec::new(),
             log_view: None,
             must_complete: false,
@@ -245,7 +293,20 @@ impl RequestContext {
             tries: 0,
             sent: false,
             times: Times::default(),
+            priority: None,
+            guard: None,
             state: Extensions::new(),
+        }
+    }
+
+    /// How much the request matters where not all can be served. Where no plugin says it: callers who proved who they are come before
+    /// others, and guests after them.
+    pub fn priority(&self) -> Priority {
+        match self.priority {
+            Some(said) => said,
+            None if self.guest => Priority::Low,
+            None if self.identity.is_some() => Priority::High,
+            None => Priority::Normal,
         }
     }
 
@@ -257,6 +318,7 @@ impl RequestContext {
         cx.route = self.route.clone();
         cx.service = self.service.clone();
         cx.captures = self.captures.clone();
+        cx.guard = self.guard.clone();
         cx
     }
 }

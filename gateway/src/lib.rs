@@ -9,12 +9,27 @@ pub mod context;
 pub mod metrics;
 pub mod plugin;
 pub mod reply;
+pub mod resilience;
 pub mod router;
+mod scopes;
 pub mod snapshot;
+pub mod tls;
 pub mod upstream;
+
+/// Configured encodings, as the cache knows them.
+pub fn codings(configured: &[weir_config::Encoding]) -> weir_cache::Codings {
+    use weir_cache::Coding;
+    use weir_config::Encoding;
+    let known = |encoding: &Encoding| match encoding {
+        Encoding::Br => Coding::Br,
+        Encoding::Zstd => Coding::Zstd,
+        Encoding::Gzip => Coding::Gzip,
+    };
+    configured.iter().map(known).collect()
+}
 
 pub use chain::{Chain, Chains};
 pub use context::{Client, Consumer, Identity, RequestContext, RequestId, Scheme};
 pub use plugin::{BuildEnv, Flow, Phases, Plugin, Register};
 pub use reply::Reply;
-pub use snapshot::{Environment, RouteRuntime, ServiceRuntime, Snapshot};
+pub use snapshot::{Environment, RouteRuntime, ServiceRuntime, Snapshot, Spoken};

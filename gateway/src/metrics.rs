@@ -1,6 +1,6 @@
 //! What is counted, under the field's usual names, in Prometheus' text format.
 
-use crate::RequestContext;
+use crate::{RequestContext, resilience::ResilienceMetrics};
 use ahash::RandomState;
 use indexmap::{Equivalent, IndexMap};
 pub use prometheus::IntCounter;
@@ -26,13 +26,18 @@ pub struct Metrics {
     plugins: IntCounterVec,
     failures: IntCounterVec,
     upstream_up: IntGaugeVec,
+    upstream_load: IntGaugeVec,
+    upstream_out: IntGaugeVec,
     refused: IntGaugeVec,
+    cache_trusted: IntGauge,
+    cache_distrusted: IntGauge,
     cache_bytes: IntGauge,
     cache_entries: IntGauge,
     store_up: IntGauge,
     reloads: IntCounterVec,
     warm_ups: IntCounterVec,
     guests: IntCounterVec,
+    resilience: ResilienceMetrics,
     /// Connections open now.
     pub connections: IntGauge,
     /// Connections accepted.
@@ -156,10 +161,20 @@ impl Metrics {
             ),
             plugins: counters("weir_plugin_outcomes_total", "What plugins decided.", &["plugin", "outcome"]),
             failures: counters("weir_failures_total", "Requests that could not be served, by cause.", &["door", "cause"]),
-            upstream_up: register(&registry, IntGaugeVec::new(Opts::new("weir_upstream_up", "1 while the endpoint is in use."), &["endpoint"])),
+            upstream_up: register(&registry, IntGaugeVec::new(Opts::new("weir_upstream_up", "1 while the endpoint is in use."), &["upstream", "endpoint"])),
+            upstream_load: register(&registry, IntGaugeVec::new(Opts::new("weir_upstream_in_flight", "Requests under way at the endpoint."), &["upstream", "endpoint"])),
+            upstream_out: register(
+                &registry,
+                IntGaugeVec::new(Opts::new("weir_upstream_left_out", "Times that the endpoint was taken out since the start."), &["upstream", "endpoint"]),
+            ),
             refused: register(
                 &registry,
                 IntGaugeVec::new(Opts::new("weir_cache_refused", "Fetched answers that were not stored since the start, by reason."), &["reason"]),
+            ),
+            cache_trusted: register(&registry, IntGauge::new("weir_cache_memory_trusted", "1 while it is certain that no purge was missed.")),
+            cache_distrusted: register(
+                &registry,
+                IntGauge::new("weir_cache_memory_distrusted", "Times since the start that memory forgot everything because a purge was missed."),
             ),
             cache_bytes: register(&registry, IntGauge::new("weir_cache_memory_bytes", "Bytes in the memory tier.")),
             cache_entries: register(&registry, IntGauge::new("weir_cache_memory_entries", "Entries in the memory tier.")),
@@ -172,6 +187,7 @@ impl Metrics {
                 &registry,
                 IntCounter::new("weir_access_log_dropped_total", "Lines of the access log for which there was no room."),
             ),
+            resilience: ResilienceMetrics::new(&registry),
             accepted: register(&registry, IntCounter::new("weir_connections_total", "Client connections accepted.")),
             registry,
         }
@@ -245,16 +261,26 @@ impl Metrics {
         };
         self.cache.with_label_values(&[policy, verdict, tier]).inc();
         if let Some(reason) = report.detail {
-            self.refusals.with_label_values(&[policy, reason]).inc();
+            self.cache_reason(policy, reason);
         }
         if report.collapsed {
             self.lock_waits.observe(report.waited.as_secs_f64());
         }
     }
 
+    /// Why an answer was not from the cache, or is not stored: known at the head, or only at the end of the body.
+    pub fn cache_reason(&self, policy: &str, reason: &str) {
+        self.refusals.with_label_values(&[policy, reason]).inc();
+    }
+
     /// What a plugin decided, in a word of its own.
     pub fn plugin(&self, plugin: &str, outcome: &str) {
         self.plugins.with_label_values(&[plugin, outcome]).inc();
+    }
+
+    /// The counter behind [`Metrics::plugin`], for outcomes on hot paths: looked up once.
+    pub fn plugin_counter(&self, plugin: &str, outcome: &str) -> IntCounter {
+        self.plugins.with_label_values(&[plugin, outcome])
     }
 
     /// A reload.
@@ -274,13 +300,25 @@ impl Metrics {
 
     /// The text, after asking the endpoints and the store how they are.
     pub fn text(&self, environment: &crate::Environment) -> String {
-        for (name, up, _) in environment.endpoints.health() {
-            self.upstream_up.with_label_values(&[&name]).set(i64::from(up));
+        // Endpoints that are no longer in force are not shown.
+        for gauge in [&self.upstream_up, &self.upstream_load, &self.upstream_out] {
+            gauge.reset();
         }
+        for upstream in environment.endpoints.view() {
+            for endpoint in &upstream.endpoints {
+                let labels = [upstream.name.as_str(), endpoint.target.as_str()];
+                self.upstream_up.with_label_values(&labels).set(i64::from(endpoint.is_in_use()));
+                self.upstream_load.with_label_values(&labels).set(i64::from(endpoint.in_flight));
+                self.upstream_out.with_label_values(&labels).set(i64::try_from(endpoint.left_out).unwrap_or(i64::MAX));
+            }
+        }
+        self.resilience.update(&environment.resilience);
         let cache = environment.cache.stats();
         for (reason, count) in &cache.refused {
             self.refused.with_label_values(&[reason]).set(i64::try_from(*count).unwrap_or(i64::MAX));
         }
+        self.cache_trusted.set(i64::from(cache.memory_trusted));
+        self.cache_distrusted.set(i64::try_from(cache.distrusted).unwrap_or(i64::MAX));
         self.cache_bytes.set(i64::try_from(cache.memory_bytes).unwrap_or(i64::MAX));
         self.cache_entries.set(i64::try_from(cache.memory_entries).unwrap_or(i64::MAX));
         self.store_up.set(i64::from(environment.store.health.check().is_ok()));
@@ -297,7 +335,7 @@ impl Metrics {
 }
 
 /// Names and labels are constants of this file, so that neither step can fail in a build that passed its tests.
-fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+pub(crate) fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
     let collector = made.expect("metric names and labels are valid");
     registry.register(Box::new(collector.clone())).expect("metric names are unique");
     collector

@@ -1,10 +1,10 @@
 //! What a plugin is, and how the register makes one from its configuration.
 
-use crate::{Environment, Reply, RequestContext};
+use crate::{Environment, Reply, RequestContext, ServiceRuntime};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{request, response};
-use std::{ops::BitOr, sync::Arc};
+use std::{collections::HashMap, ops::BitOr, sync::Arc};
 use weir_config::{Diagnostic, PluginCatalog, PluginEntry};
 
 /// The steps in which a plugin takes part. The chain calls these and no others.
@@ -12,7 +12,7 @@ use weir_config::{Diagnostic, PluginCatalog, PluginEntry};
 pub struct Phases(u16);
 
 impl Phases {
-    /// [`Plugin::request`].
+    /// [`Plugin::request`]. With [`Phases::REQUEST_WAIT`] too: that one is called where this one answers [`Flow::Wait`].
     pub const REQUEST: Phases = Phases(1);
     /// [`Plugin::request_wait`].
     pub const REQUEST_WAIT: Phases = Phases(2);
@@ -48,6 +48,8 @@ pub enum Flow {
     Continue,
     /// Answer now. The reply still walks the response steps of the whole chain.
     Reply(Reply),
+    /// Ask [`Plugin::request_wait`]: what is at hand does not decide it. Only from [`Plugin::request`] of a plugin that has both phases.
+    Wait,
 }
 
 /// How an exchange ended, for [`Plugin::end`].
@@ -61,11 +63,19 @@ pub enum Ending {
     NotSent,
 }
 
+/// Asked once for a request, when a connection to the service is open and nothing was sent on it yet: the last moment at which nothing has
+/// taken effect. Set as [`RequestContext::before_send`].
+#[async_trait]
+pub trait BeforeSend: Send + Sync {
+    /// Errors: do not send; answer this.
+    async fn before_send(&self) -> Result<(), Reply>;
+}
+
 /// A plugin with its configuration, shared by all requests of its scope.
 ///
 /// ```text
-/// request ─► request_wait ─► (cache) ─► to_upstream ─► upstream ─► from_upstream ─► (cache) ─► response ─► body* ─► end ─► log
-///    └── a Reply from either jumps to `response` ───────────────────────────────────────────────►┘
+/// request ─► request_wait ─► (cache) ─► to_upstream ─► before_send ─► upstream ─► from_upstream ─► (cache) ─► response ─► body* ─► end ─► log
+///    └── a Reply from either jumps to `response` ─────────────────────────────────────────────────────────────►┘
 /// ```
 /// `request*` and `to_upstream` run in the chain's order, the others in reverse.
 #[async_trait]
@@ -84,7 +94,7 @@ pub trait Plugin: Send + Sync + 'static {
         Flow::Continue
     }
 
-    /// A step that may wait for a store or a service. Called instead of `request` when the phase is set.
+    /// A step that may wait for a store or a service.
     async fn request_wait(&self, _cx: &mut RequestContext, _req: &mut request::Parts) -> Flow {
         Flow::Continue
     }
@@ -126,6 +136,8 @@ pub struct BuildEnv<'a> {
     /// Names the scope (`route:home`, `service:bff`, `global`, `consumer:x`), unique within the configuration and the same after a reload;
     /// keys of counters begin with it.
     pub scope: String,
+    /// All services of the configuration, by name.
+    pub services: &'a HashMap<String, Arc<ServiceRuntime>>,
     /// All consumers of the configuration, for authentication.
     pub consumers: &'a Arc<Vec<Arc<crate::Consumer>>>,
 }

@@ -1,6 +1,6 @@
 //! Answers made here. Errors take the form that the client's `Accept` prefers, with Kong's messages.
 
-use crate::RequestContext;
+use crate::{RequestContext, context::BodyHash};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, StatusCode, header, response};
 
@@ -15,12 +15,25 @@ pub struct Reply {
     pub body: Bytes,
     /// Who made it.
     pub by: &'static str,
+    /// What must hold of the request's body before this is sent.
+    pub check: Option<Box<BodyCheck>>,
+}
+
+/// An answer that is right only for one request body, which was not read to its end when the answer was made.
+#[derive(Debug, Clone)]
+pub struct BodyCheck {
+    /// The hash of what plugins saw of the body; the rest is added.
+    pub so_far: BodyHash,
+    /// What it must come to.
+    pub expected: [u8; 32],
+    /// Sent if it does not.
+    pub otherwise: Reply,
 }
 
 impl Reply {
     /// Without body.
     pub fn empty(by: &'static str, status: StatusCode) -> Reply {
-        Reply { status, headers: HeaderMap::new(), body: Bytes::new(), by }
+        Reply { status, headers: HeaderMap::new(), body: Bytes::new(), by, check: None }
     }
 
     /// With a JSON body.

@@ -3,16 +3,17 @@
 
 use crate::{
     Chain, Chains, Consumer, Register,
-    chain::Link,
     client::OwnClient,
     metrics::Metrics,
-    plugin::BuildEnv,
+    resilience::{Care, CareFor, ResilienceState},
     router::Router,
+    scopes,
+    tls::{TlsWish, UpstreamTls},
     upstream::{Endpoints, Upstream},
 };
 use http::HeaderValue;
-use std::{collections::{BTreeSet, HashMap}, sync::Arc, time::Duration};
-use weir_config::{Diagnostic, Document, Gateway, PathHandling, PluginEntry};
+use std::{collections::HashMap, sync::Arc, time::Duration};
+use weir_config::{Deadlines, Diagnostic, Document, Gateway, PathHandling};
 use weir_store::Store;
 
 /// What every configuration shares and a reload leaves alone.
@@ -27,16 +28,29 @@ pub struct Environment {
     pub metrics: Arc<Metrics>,
     /// Health of endpoints.
     pub endpoints: Endpoints,
+    /// Circuits, limits and retries.
+    pub resilience: ResilienceState,
+}
+
+/// What is spoken to an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Spoken {
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, whether it is known or agreed by ALPN.
+    Http2,
+    /// What the handshake agrees on.
+    Agreed,
 }
 
 /// Where a service's requests go and how.
 pub struct ServiceRuntime {
     /// Name.
     pub name: String,
-    /// TLS to the upstream.
-    pub tls: bool,
-    /// Verify its certificate.
-    pub tls_verify: bool,
+    /// TLS to the upstream; `None`: cleartext.
+    pub tls: Option<UpstreamTls>,
+    /// What is spoken to it.
+    pub spoken: Spoken,
     /// Endpoints.
     pub upstream: Arc<Upstream>,
     /// `Host` for the upstream, and server name of TLS.
@@ -53,6 +67,8 @@ pub struct ServiceRuntime {
     pub write_timeout: Duration,
     /// Time between two reads.
     pub read_timeout: Duration,
+    /// Retries, deadlines, limits.
+    pub care: Care,
 }
 
 impl ServiceRuntime {
@@ -66,12 +82,13 @@ impl ServiceRuntime {
         };
         let host = uri.host()?.to_string();
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        let endpoint = endpoints.get(&host, port);
+        let endpoint = endpoints.get(&authority(&host, port), &host, port);
         let path = uri.path().trim_end_matches('/').to_string();
         Some(ServiceRuntime {
             name: name.to_string(),
-            tls,
-            tls_verify: true,
+            tls: if tls { Some(UpstreamTls::new(&host, TlsWish::default()).ok()?) } else { None },
+            spoken: Spoken::Http1,
+            care: Care::usual(&endpoint.name, 1),
             upstream: Arc::new(Upstream::new(endpoint.name.clone(), vec![(endpoint, 1)])),
             host_header: host_header(&host, port, tls)?,
             host,
@@ -82,6 +99,23 @@ impl ServiceRuntime {
             read_timeout: Duration::from_secs(60),
         })
     }
+
+    /// The same, with these deadlines in place of its own.
+    pub fn within(mut self, deadlines: Option<&Deadlines>) -> ServiceRuntime {
+        let Some(deadlines) = deadlines else { return self };
+        if let Some(connect) = deadlines.connect {
+            self.connect_timeout = connect.get();
+        }
+        if let Some(idle) = deadlines.idle {
+            (self.read_timeout, self.write_timeout) = (idle.get(), idle.get());
+        }
+        self
+    }
+}
+
+/// Names the upstream of a service that has none of its own.
+fn authority(host: &str, port: u16) -> String {
+    format!("{host}:{port}")
 }
 
 fn host_header(host: &str, port: u16, tls: bool) -> Option<HeaderValue> {
@@ -95,6 +129,8 @@ pub struct RouteRuntime {
     pub name: String,
     /// Its service; without one a plugin must answer.
     pub service: Option<Arc<ServiceRuntime>>,
+    /// Tags.
+    pub tags: Vec<String>,
     /// Its chains.
     pub chains: Chains,
     /// Cut the matched prefix.
@@ -109,6 +145,10 @@ pub struct RouteRuntime {
     pub https: bool,
     /// Status for cleartext on a TLS-only route.
     pub https_redirect_status_code: u16,
+    /// Read a short request body whole before the service is asked.
+    pub request_buffering: bool,
+    /// Whose names the request's id and the times have.
+    pub headers: weir_config::HeaderNames,
     /// Paths, for the banner.
     pub paths: Vec<String>,
     /// Methods, for the banner.
@@ -122,20 +162,35 @@ pub struct Snapshot {
     /// By the router's index.
     pub routes: Vec<Arc<RouteRuntime>>,
     /// By name.
+    pub services: HashMap<String, Arc<ServiceRuntime>>,
+    /// By name.
     pub upstreams: HashMap<String, Arc<Upstream>>,
     /// Consumers.
     pub consumers: Arc<Vec<Arc<Consumer>>>,
     /// The chain of global plugins, for requests that match no route.
     pub no_route: Arc<Chain>,
+    /// How answers tell times.
+    pub headers: weir_config::HeaderNames,
 }
 
 impl Snapshot {
+    /// The upstreams that are named, and those of services without one.
+    pub fn all_upstreams(&self) -> impl Iterator<Item = Arc<Upstream>> {
+        let of_services = self.routes.iter().filter_map(|r| r.service.as_ref()).map(|s| s.upstream.clone());
+        self.upstreams.values().cloned().chain(of_services)
+    }
+
+    /// The configuration is in force: from now on its limits count, for requests of the old one too.
+    pub fn activate(&self) {
+        self.services.values().for_each(|service| service.care.activate());
+    }
+
     /// The only way to make live state from a document.
     ///
     /// Errors: everything that is wrong, with its place.
     pub fn compile(document: &Document, register: &dyn Register, environment: &Arc<Environment>) -> Result<Snapshot, Vec<Diagnostic>> {
         let empty = Gateway {
-            listen: String::new(),
+            listen: Default::default(),
             format: (3, 0),
             services: vec![],
             routes: vec![],
@@ -143,6 +198,9 @@ impl Snapshot {
             consumers: vec![],
             upstreams: vec![],
             certificates: vec![],
+            ca_certificates: vec![],
+            groups: vec![],
+            headers: weir_config::HeaderNames::Off,
         };
         let gateway = document.gateway.as_ref().unwrap_or(&empty);
         let mut errors = Vec::new();
@@ -158,32 +216,36 @@ impl Snapshot {
         let services: Vec<_> = gateway
             .services
             .iter()
-            .map(|service| compile_service(service, &upstreams, environment).map(Arc::new).inspect_err(|e| errors.push(e.clone())).ok())
+            .map(|service| compile_service(service, gateway, &upstreams, environment).map(Arc::new).inspect_err(|e| errors.push(e.clone())).ok())
             .collect();
         let consumers = Arc::new(
             gateway.consumers.iter().enumerate().map(|(index, entity)| Arc::new(Consumer { index, entity: entity.clone() })).collect::<Vec<_>>(),
         );
-        let plugins = compile_plugins(gateway, register, environment, &consumers, &mut errors);
+        let by_name = services.iter().flatten().map(|service| (service.name.clone(), service.clone())).collect();
+        let plugins = scopes::plugins(gateway, register, environment, &by_name, &consumers, &mut errors);
         let mut routes = Vec::with_capacity(gateway.routes.len());
         for (index, route) in gateway.routes.iter().enumerate() {
             let has = |names: &[&str]| route.protocols.iter().any(|p| names.contains(&p.as_str()));
             routes.push(Arc::new(RouteRuntime {
                 name: route.name.clone(),
+                tags: route.tags.clone(),
                 service: route.service.and_then(|s| services[s].clone()),
-                chains: chains_of(gateway, &plugins, Some(index), route.service),
+                chains: scopes::chains(gateway, &plugins, Some(index), route.service),
                 strip_path: route.strip_path,
                 preserve_host: route.preserve_host,
                 path_handling: route.path_handling,
                 http: has(&["http", "grpc", "ws"]),
                 https: has(&["https", "grpcs", "wss"]),
                 https_redirect_status_code: route.https_redirect_status_code,
+                request_buffering: route.request_buffering,
+                headers: gateway.headers,
                 paths: route.paths.iter().map(|p| if p.regex { format!("~{}", p.text) } else { p.text.clone() }).collect(),
                 methods: route.methods.clone(),
             }));
         }
-        let no_route = chains_of(gateway, &plugins, None, None).base;
+        let no_route = scopes::chains(gateway, &plugins, None, None).base;
         match router {
-            Some(router) if errors.is_empty() => Ok(Snapshot { router, routes, upstreams, consumers, no_route }),
+            Some(router) if errors.is_empty() => Ok(Snapshot { router, routes, services: by_name, upstreams, consumers, no_route, headers: gateway.headers }),
             _ => Err(errors),
         }
     }
@@ -191,112 +253,75 @@ impl Snapshot {
 
 fn compile_upstreams(gateway: &Gateway, environment: &Arc<Environment>) -> HashMap<String, Arc<Upstream>> {
     let make = |u: &weir_config::Upstream| {
-        let targets = u.targets.iter().map(|t| (environment.endpoints.get(&t.host, t.port), t.weight)).collect();
-        (u.name.clone(), Arc::new(Upstream::new(u.name.clone(), targets)))
+        let targets = u.targets.iter().map(|t| (environment.endpoints.get(&u.name, &t.host, t.port), t.weight)).collect();
+        // Settings that do not decode were refused when the configuration was read.
+        let made = match weir_config::decode::<weir_config::kong::UpstreamSettings>(&u.settings) {
+            Ok(settings) => Upstream::with_settings(&settings, targets),
+            Err(_) => Upstream::new(u.name.clone(), targets),
+        };
+        (u.name.clone(), Arc::new(made))
     };
     gateway.upstreams.iter().map(make).collect()
 }
 
 fn compile_service(
     service: &weir_config::Service,
+    gateway: &Gateway,
     upstreams: &HashMap<String, Arc<Upstream>>,
     environment: &Arc<Environment>,
 ) -> Result<ServiceRuntime, Diagnostic> {
     let tls = matches!(service.protocol.as_str(), "https" | "grpcs" | "wss" | "tls");
     let upstream = upstreams.get(&service.host).cloned().unwrap_or_else(|| {
-        let endpoint = environment.endpoints.get(&service.host, service.port);
+        let endpoint = environment.endpoints.get(&authority(&service.host, service.port), &service.host, service.port);
         Arc::new(Upstream::new(endpoint.name.clone(), vec![(endpoint, 1)]))
     });
+    let spoken = match service.protocol.as_str() {
+        "grpc" | "grpcs" => Spoken::Http2,
+        _ if !service.http2 => Spoken::Http1,
+        _ if tls => Spoken::Agreed,
+        _ => Spoken::Http2,
+    };
     let host_header = host_header(&service.host, service.port, tls)
         .ok_or_else(|| Diagnostic::error("host", &service.span, format!("`{}` is not a host name", service.host)))?;
-    Ok(ServiceRuntime {
+    let shared = gateway.upstreams.iter().find(|u| u.name == service.host).map(|u| &u.resilience);
+    let care = Care::new(
+        &CareFor {
+            name: &format!("service:{}", service.name),
+            upstream: &upstream.name,
+            own: &service.resilience,
+            shared,
+            attempts: service.retries,
+            grpc: matches!(service.protocol.as_str(), "grpc" | "grpcs"),
+        },
+        &environment.resilience,
+    );
+    let deadlines = service.resilience.deadline.as_ref().or(shared.and_then(|s| s.deadline.as_ref()));
+    let made = ServiceRuntime {
         name: service.name.clone(),
-        tls,
-        tls_verify: service.tls_verify.unwrap_or(true),
+        tls: if tls { Some(service_tls(service, gateway, spoken)?) } else { None },
+        spoken,
         upstream,
         host: service.host.clone(),
         host_header,
         path: service.path.clone(),
-        retries: service.retries,
+        retries: care.retry.attempts,
         connect_timeout: service.connect_timeout,
         write_timeout: service.write_timeout,
         read_timeout: service.read_timeout,
-    })
-}
-
-/// A plugin made for its scope.
-struct Scoped<'a> {
-    entry: &'a PluginEntry,
-    link: Link,
-}
-
-fn compile_plugins<'a>(
-    gateway: &'a Gateway,
-    register: &dyn Register,
-    environment: &Arc<Environment>,
-    consumers: &Arc<Vec<Arc<Consumer>>>,
-    errors: &mut Vec<Diagnostic>,
-) -> Vec<Scoped<'a>> {
-    let mut made = Vec::new();
-    for entry in gateway.plugins.iter().filter(|p| p.enabled) {
-        let Some(name) = register.canonical(&entry.name) else {
-            errors.push(Diagnostic::error("plugin", &entry.name_span, format!("unknown plugin `{}`", entry.name)));
-            continue;
-        };
-        let env = BuildEnv { environment, scope: scope_name(gateway, entry), consumers };
-        match register.build(entry, &env) {
-            Ok(plugin) => made.push(Scoped { entry, link: Link { name, priority: register.priority(name), plugin } }),
-            Err(list) => errors.extend(list),
-        }
-    }
-    made
-}
-
-fn scope_name(gateway: &Gateway, entry: &PluginEntry) -> String {
-    let mut parts = Vec::new();
-    if let Some(route) = entry.route.and_then(|r| gateway.routes.get(r)) {
-        parts.push(format!("route:{}", route.name));
-    }
-    if let Some(service) = entry.service.and_then(|s| gateway.services.get(s)) {
-        parts.push(format!("service:{}", service.name));
-    }
-    if let Some(consumer) = entry.consumer.and_then(|c| gateway.consumers.get(c)) {
-        parts.push(format!("consumer:{}", consumer.id));
-    }
-    if parts.is_empty() { "global".into() } else { parts.join("/") }
-}
-
-/// Kong's precedence of scopes: more specific is higher; `None` where the plugin does not apply.
-fn specificity(entry: &PluginEntry, route: Option<usize>, service: Option<usize>, consumer: Option<usize>) -> Option<u8> {
-    let fits = |want: Option<usize>, have: Option<usize>| want.is_none() || want == have;
-    if !(fits(entry.route, route) && fits(entry.service, service) && fits(entry.consumer, consumer)) {
-        return None;
-    }
-    Some(match (entry.route.is_some(), entry.service.is_some(), entry.consumer.is_some()) {
-        (true, true, true) => 8,
-        (true, false, true) => 7,
-        (false, true, true) => 6,
-        (true, true, false) => 5,
-        (false, false, true) => 4,
-        (true, false, false) => 3,
-        (false, true, false) => 2,
-        (false, false, false) => 1,
-    })
-}
-
-fn chains_of(gateway: &Gateway, plugins: &[Scoped<'_>], route: Option<usize>, service: Option<usize>) -> Chains {
-    let chain_for = |consumer: Option<usize>| {
-        let mut best: HashMap<&str, (u8, &Scoped<'_>)> = HashMap::new();
-        for scoped in plugins {
-            if let Some(rank) = specificity(scoped.entry, route, service, consumer) {
-                let slot = best.entry(scoped.link.name).or_insert((rank, scoped));
-                if rank > slot.0 {
-                    *slot = (rank, scoped);
-                }
-            }
-        }
-        Arc::new(Chain::new(best.into_values().map(|(_, s)| s.link.clone()).collect()))
+        care,
     };
-    let with_own: BTreeSet<usize> = plugins.iter().filter_map(|p| p.entry.consumer).filter(|c| *c < gateway.consumers.len()).collect();
-    Chains { base: chain_for(None), by_consumer: with_own.into_iter().map(|c| (c, chain_for(Some(c)))).collect() }
+    Ok(made.within(deadlines))
+}
+
+fn service_tls(service: &weir_config::Service, gateway: &Gateway, spoken: Spoken) -> Result<UpstreamTls, Diagnostic> {
+    let own = service.client_certificate.and_then(|at| gateway.certificates.get(at));
+    let wish = TlsWish {
+        unverified: service.tls_verify == Some(false),
+        depth: service.tls_verify_depth,
+        authorities: service.ca_certificates.iter().filter_map(|at| gateway.ca_certificates.get(*at)).map(|ca| ca.cert.clone()).collect(),
+        own: own.map(|certificate| (certificate.cert.clone(), certificate.key.expose().to_string())),
+        http2: spoken != Spoken::Http1,
+        http1: spoken != Spoken::Http2,
+    };
+    UpstreamTls::new(&service.host, wish).map_err(|why| Diagnostic::error("tls", &service.span, why))
 }

@@ -30,6 +30,8 @@ pub struct Config {
     pub hide_groups_header: bool,
     /// The groups of a token count also for a consumer with groups of its own. Otherwise they count only where there is no consumer, or the anonymous one.
     pub always_use_authenticated_groups: bool,
+    /// The consumer groups (`consumer_groups`) that a consumer is in count like groups of its own.
+    pub include_consumer_groups: bool,
 }
 
 impl Configured for Config {
@@ -45,7 +47,7 @@ impl Configured for Config {
             (true, true) => return Err(vec![wrong(at, "", "`allow` or `deny` is wanted, with at least one group")]),
             (false, false) => return Err(vec![wrong(at, "deny", "`allow` or `deny`, not both")]),
         };
-        Ok(Acl { groups: groups.into_iter().collect(), deny, hide: self.hide_groups_header, tokens_first: self.always_use_authenticated_groups })
+        Ok(Acl { groups: groups.into_iter().collect(), deny, hide: self.hide_groups_header, tokens_first: self.always_use_authenticated_groups, consumer_groups: self.include_consumer_groups })
     }
 
     fn build(ready: Acl, _: &BuildEnv<'_>, _: &Live) -> Arc<dyn Plugin> {
@@ -59,6 +61,7 @@ pub struct Acl {
     deny: bool,
     hide: bool,
     tokens_first: bool,
+    consumer_groups: bool,
 }
 
 /// The field for the upstream.
@@ -86,7 +89,8 @@ impl Plugin for Acl {
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
         let consumer = cx.consumer.clone();
-        let own = consumer.as_ref().map(|c| c.entity.groups.as_slice());
+        let with_more: Option<Vec<String>> = consumer.as_ref().filter(|c| self.consumer_groups && !c.entity.consumer_groups.is_empty()).map(|c| [c.entity.groups.as_slice(), &c.entity.consumer_groups].concat());
+        let own = with_more.as_deref().or(consumer.as_ref().map(|c| c.entity.groups.as_slice()));
         let counts = own.is_none() || cx.identity.is_none() || self.tokens_first;
         let token = cx.state.get::<Groups>().filter(|_| counts).map(|g| g.0.clone());
         let (name, groups) = match (&token, own) {
@@ -123,14 +127,31 @@ mod tests {
             let mut member = consumer(name);
             member.keys = vec![Secret::new(format!("key-{name}"))];
             member.groups = groups.iter().map(ToString::to_string).collect();
+            member.consumer_groups = if name == "gold" { vec!["gold".into()] } else { vec![] };
             member
         };
-        let all = vec![member("both", &["a", "b"]), member("b", &["b"]), member("none", &[])];
+        let all = vec![member("both", &["a", "b"]), member("b", &["b"]), member("none", &[]), member("gold", &[])];
         Rig::of(all, &[("acl", config), ("key-auth", auth)]).run(ask).await
     }
 
     fn by(name: &str) -> Ask {
         get("/").with("apikey", &format!("key-{name}"))
+    }
+
+    #[tokio::test]
+    async fn consumer_groups_count_where_that_is_asked_for() {
+        for (config, key, status) in [
+            ("{allow: [gold], include_consumer_groups: true}", "key-gold", 200),
+            ("{allow: [gold], include_consumer_groups: true}", "key-b", 403),
+            ("{allow: [gold]}", "key-gold", 403),
+            ("{deny: [gold], include_consumer_groups: true}", "key-gold", 403),
+            ("{deny: [gold]}", "key-gold", 200),
+        ] {
+            let seen = run(config, "{}", get("/").with("apikey", key)).await;
+            assert_eq!(seen.status(), status, "{config} {key}");
+        }
+        let seen = run("{allow: [gold], include_consumer_groups: true}", "{}", get("/").with("apikey", "key-gold")).await;
+        assert_eq!(seen.sent("x-consumer-groups"), "gold");
     }
 
     #[tokio::test]

@@ -155,7 +155,7 @@ pub(crate) struct Caller {
     /// `None` for the bearer of a foreign token that is no consumer.
     pub(crate) consumer: Option<Arc<Consumer>>,
     /// `None` for the anonymous consumer.
-    pub(crate) identity: Option<Identity>,
+    pub(crate) identity: Option<Arc<Identity>>,
 }
 
 impl Caller {
@@ -163,7 +163,7 @@ impl Caller {
     pub(crate) fn known(consumer: &Arc<Consumer>, credential: &str) -> Caller {
         let entity = &consumer.entity;
         let subject = entity.username.as_ref().or(entity.custom_id.as_ref()).unwrap_or(&entity.id).clone();
-        Caller { consumer: Some(consumer.clone()), identity: Some(Identity { subject, credential: Some(credential.into()), claims: None }) }
+        Caller { consumer: Some(consumer.clone()), identity: Some(Arc::new(Identity { subject, credential: Some(credential.into()), claims: None })) }
     }
 }
 

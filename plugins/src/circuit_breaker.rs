@@ -1,109 +1,12 @@
-//! `circuit-breaker`: a service that fails is left alone for a while.
+//! `circuit-breaker`: a service that fails is left alone for a while. The circuits themselves are the gateway's.
 
-use crate::{Configured, Live, header_name, wrong};
-use dashmap::DashMap;
-use http::{HeaderMap, HeaderValue, StatusCode, header, request};
-use parking_lot::Mutex;
-use prometheus::{IntGaugeVec, Opts};
-use schemars::JsonSchema;
-use serde::Deserialize;
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
-use tokio::time::Instant;
-use weir_config::{Diagnostic, Millis, Node};
-use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext};
+use crate::{Configured, Live, wrong};
+use http::request;
+use std::sync::Arc;
+use weir_config::{CircuitBreaker, Diagnostic, Node, check_breaker};
+use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, RequestContext, resilience::Guard};
 
-/// Watches how a service answers. When, of at least `minimum_calls` requests in the last `window`, `failure_rate` percent failed (or `slow_rate` percent were
-/// slow), the circuit opens: for `open_for`, requests are answered at once with 503, `Retry-After` and `{"message":"The service is failing, try again later"}`, or with
-/// the `fallback`. Then `probes` requests may try: if all succeed the circuit closes, if one fails it opens again. What the cache holds in memory is
-/// served while the circuit is open.
-///
-/// A failure is one of `statuses`, an answer that breaks off, or none at all. Clients that leave and answers of plugins do not count. The state is that of
-/// this process and outlives a reload; the metric `weir_circuit_state` shows it (0 closed, 1 trying, 2 open).
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Percent of requests that must fail.
-    #[schemars(range(min = 1, max = 100))]
-    pub failure_rate: u32,
-    /// Fewer requests than this in the window say nothing.
-    #[schemars(range(min = 1))]
-    pub minimum_calls: u32,
-    /// The time that is looked at.
-    pub window: Millis,
-    /// Statuses that are failures.
-    pub statuses: Vec<u16>,
-    /// An answer whose head takes this long is slow. Default: none is.
-    pub slow_call: Option<Millis>,
-    /// Percent of requests that must be slow.
-    #[schemars(range(min = 1, max = 100))]
-    pub slow_rate: u32,
-    /// How long the circuit stays open.
-    pub open_for: Millis,
-    /// Requests that must succeed before it closes.
-    #[schemars(range(min = 1, max = 1000))]
-    pub probes: u32,
-    /// Which requests have a circuit in common.
-    pub per: Per,
-    /// The answer while the circuit is open. Default: 503 with a message.
-    pub fallback: Option<Fallback>,
-}
-
-/// What a circuit belongs to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Per {
-    /// All requests of a service.
-    #[default]
-    Service,
-    /// All requests of a route.
-    Route,
-}
-
-/// An answer made here.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Fallback {
-    /// Its status.
-    #[serde(default = "unavailable")]
-    #[schemars(range(min = 200, max = 599))]
-    pub status: u16,
-    /// Its fields, such as `Content-Type`.
-    #[serde(default)]
-    pub headers: BTreeMap<String, String>,
-    /// Its body.
-    #[serde(default)]
-    pub body: String,
-}
-
-fn unavailable() -> u16 {
-    503
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            failure_rate: 50,
-            minimum_calls: 20,
-            window: Millis::secs(30),
-            statuses: vec![500, 502, 503, 504],
-            slow_call: None,
-            slow_rate: 80,
-            open_for: Millis::secs(30),
-            probes: 3,
-            per: Per::Service,
-            fallback: None,
-        }
-    }
-}
-
-impl Configured for Config {
+impl Configured for CircuitBreaker {
     const NAME: &'static str = "circuit-breaker";
     // After the caching plugins: whether the cache can answer is known here.
     const PRIORITY: i32 = 90;
@@ -118,305 +21,61 @@ fallback:
   body: '{\"items\":[]}'
 ";
 
-    type Ready = Rules;
+    type Ready = CircuitBreaker;
 
-    fn ready(self, at: &Node) -> Result<Rules, Vec<Diagnostic>> {
-        let mut errors = Vec::new();
-        for (key, time) in [("window", self.window), ("open_for", self.open_for)] {
-            if time.get().is_zero() {
-                errors.push(wrong(at, key, "a time above zero is wanted"));
-            }
-        }
-        let fallback = self.fallback.map(|fallback| {
-            let place = at.get("fallback").unwrap_or(at);
-            let mut headers = HeaderMap::new();
-            for (name, text) in &fallback.headers {
-                match (header_name(place, "headers", name), HeaderValue::from_str(text)) {
-                    (Ok(name), Ok(value)) => {
-                        headers.insert(name, value);
-                    }
-                    (Err(error), _) => errors.push(error),
-                    (_, Err(_)) => errors.push(wrong(place, "headers", format!("the value of `{name}` can not be sent in a header"))),
-                }
-            }
-            let status = StatusCode::from_u16(fallback.status).unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-            Reply { status, headers, body: fallback.body.into(), by: Config::NAME }
-        });
-        if !errors.is_empty() {
-            return Err(errors);
-        }
-        Ok(Rules {
-            limits: Limits {
-                failure_rate: self.failure_rate,
-                minimum: self.minimum_calls,
-                window: self.window.get(),
-                slow_rate: self.slow_rate,
-                open_for: self.open_for.get(),
-                probes: self.probes,
-            },
-            statuses: self.statuses,
-            slow_call: self.slow_call.map(Millis::get),
-            per: self.per,
-            fallback,
-        })
+    fn ready(self, at: &Node) -> Result<CircuitBreaker, Vec<Diagnostic>> {
+        let errors = check_breaker(&self, at);
+        if errors.is_empty() { Ok(self) } else { Err(errors) }
     }
 
-    fn build(ready: Rules, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin> {
-        let circuits = live.circuits.get_or_init(|| Circuits::new(env.environment)).clone();
-        Arc::new(Breaker { rules: ready, circuits, environment: env.environment.clone() })
-    }
-}
-
-/// The configuration, checked.
-pub struct Rules {
-    limits: Limits,
-    statuses: Vec<u16>,
-    slow_call: Option<Duration>,
-    per: Per,
-    fallback: Option<Reply>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Limits {
-    failure_rate: u32,
-    minimum: u32,
-    window: Duration,
-    slow_rate: u32,
-    open_for: Duration,
-    probes: u32,
-}
-
-/// All circuits of the process, by name.
-pub struct Circuits {
-    all: DashMap<String, Arc<Circuit>>,
-    gauge: IntGaugeVec,
-}
-
-impl Circuits {
-    fn new(environment: &Environment) -> Arc<Circuits> {
-        let gauge = IntGaugeVec::new(Opts::new("weir_circuit_state", "0 while the circuit is closed, 1 while it tries, 2 while it is open."), &["circuit"])
-            .expect("metric names and labels are valid");
-        if let Err(error) = environment.metrics.registry().register(Box::new(gauge.clone())) {
-            tracing::warn!(plugin = Config::NAME, %error, "metrics are registered already");
-        }
-        Arc::new(Circuits { all: DashMap::new(), gauge })
+    fn build(ready: CircuitBreaker, env: &BuildEnv<'_>, _: &Live) -> Arc<dyn Plugin> {
+        let service = ready.fallback.as_ref().and_then(|fallback| fallback.service.as_ref()).and_then(|name| env.services.get(name)).cloned();
+        let guard = Arc::new(Guard::new(&ready, service, &env.environment.resilience.circuits));
+        Arc::new(Breaker { guard, environment: env.environment.clone() })
     }
 
-    fn get(&self, name: &str) -> Arc<Circuit> {
-        if let Some(known) = self.all.get(name) {
-            return known.clone();
-        }
-        let made = || {
-            let gauge = self.gauge.with_label_values(&[name]);
-            gauge.set(0);
-            Arc::new(Circuit { name: name.into(), inner: Mutex::new(Inner { state: State::Closed, generation: 0, buckets: VecDeque::new() }), gauge })
-        };
-        self.all.entry(name.into()).or_insert_with(made).clone()
-    }
-}
-
-/// One circuit.
-pub struct Circuit {
-    name: String,
-    inner: Mutex<Inner>,
-    gauge: prometheus::IntGauge,
-}
-
-struct Inner {
-    state: State,
-    /// Counts changes of state: what began before one says nothing after it.
-    generation: u64,
-    /// Counts of the window, in tenths of it.
-    buckets: VecDeque<Bucket>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum State {
-    Closed,
-    Open { until: Instant },
-    Trying { under_way: u32, succeeded: u32 },
-}
-
-struct Bucket {
-    begun: Instant,
-    calls: u32,
-    failures: u32,
-    slow: u32,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Outcome {
-    Success,
-    Slow,
-    Failure,
-    /// Says nothing of the service.
-    Unknown,
-}
-
-impl Circuit {
-    /// Lets a request through, or says how long the circuit will be open yet.
-    fn enter(self: &Arc<Self>, limits: &Limits) -> Result<Permit, Duration> {
-        let now = Instant::now();
-        let mut inner = self.inner.lock();
-        match &mut inner.state {
-            State::Closed => {}
-            State::Open { until } if now < *until => return Err(*until - now),
-            State::Open { .. } => self.change(&mut inner, State::Trying { under_way: 1, succeeded: 0 }),
-            // The probes under way will tell; nobody knows when.
-            State::Trying { under_way, succeeded } if *under_way + *succeeded >= limits.probes => return Err(Duration::from_secs(1)),
-            State::Trying { under_way, .. } => *under_way += 1,
-        }
-        Ok(Permit { circuit: self.clone(), generation: inner.generation, told: AtomicBool::new(false) })
-    }
-
-    fn change(&self, inner: &mut Inner, state: State) {
-        inner.state = state;
-        inner.generation += 1;
-        inner.buckets.clear();
-        let (number, word) = match state {
-            State::Closed => (0, "closed"),
-            State::Trying { .. } => (1, "trying"),
-            State::Open { .. } => (2, "open"),
-        };
-        self.gauge.set(number);
-        tracing::warn!(circuit = self.name, state = word, "a circuit changed its state");
-    }
-
-    fn tell(&self, generation: u64, outcome: Outcome, limits: &Limits) {
-        let now = Instant::now();
-        let mut inner = self.inner.lock();
-        if inner.generation != generation {
-            return;
-        }
-        match &mut inner.state {
-            State::Closed => {
-                if outcome != Outcome::Unknown && inner.count(outcome, now, limits) {
-                    self.change(&mut inner, State::Open { until: now + limits.open_for });
-                }
-            }
-            State::Open { .. } => {}
-            State::Trying { under_way, succeeded } => {
-                *under_way = under_way.saturating_sub(1);
-                match outcome {
-                    Outcome::Unknown => {}
-                    Outcome::Success => {
-                        *succeeded += 1;
-                        if *succeeded >= limits.probes {
-                            self.change(&mut inner, State::Closed);
-                        }
-                    }
-                    Outcome::Failure | Outcome::Slow => self.change(&mut inner, State::Open { until: now + limits.open_for }),
-                }
-            }
-        }
-    }
-}
-
-impl Inner {
-    /// Adds to the window; whether it is enough to open the circuit.
-    fn count(&mut self, outcome: Outcome, now: Instant, limits: &Limits) -> bool {
-        let width = (limits.window / 10).max(Duration::from_millis(1));
-        self.buckets.retain(|b| now.duration_since(b.begun) < limits.window);
-        if self.buckets.back().is_none_or(|b| now.duration_since(b.begun) >= width) {
-            self.buckets.push_back(Bucket { begun: now, calls: 0, failures: 0, slow: 0 });
-        }
-        if let Some(bucket) = self.buckets.back_mut() {
-            bucket.calls += 1;
-            bucket.failures += u32::from(outcome == Outcome::Failure);
-            bucket.slow += u32::from(outcome == Outcome::Slow);
-        }
-        let sum = |of: fn(&Bucket) -> u32| self.buckets.iter().map(|b| u64::from(of(b))).sum::<u64>();
-        let (calls, failures, slow) = (sum(|b| b.calls), sum(|b| b.failures), sum(|b| b.slow));
-        let reached = |part: u64, rate: u32| part > 0 && part * 100 >= calls * u64::from(rate);
-        calls >= u64::from(limits.minimum) && (reached(failures, limits.failure_rate) || reached(slow, limits.slow_rate))
-    }
-}
-
-/// A request that was let through. Dropped without a word (its client left), it gives its place back.
-struct Permit {
-    circuit: Arc<Circuit>,
-    generation: u64,
-    told: AtomicBool,
-}
-
-impl Permit {
-    fn tell(&self, outcome: Outcome, limits: &Limits) {
-        if !self.told.swap(true, Relaxed) {
-            self.circuit.tell(self.generation, outcome, limits);
-        }
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        if !*self.told.get_mut() {
-            let mut inner = self.circuit.inner.lock();
-            if inner.generation == self.generation
-                && let State::Trying { under_way, .. } = &mut inner.state
-            {
-                *under_way = under_way.saturating_sub(1);
-            }
-        }
+    fn unknown(ready: &CircuitBreaker, at: &Node, env: &BuildEnv<'_>) -> Vec<Diagnostic> {
+        let Some(name) = ready.fallback.as_ref().and_then(|fallback| fallback.service.as_ref()).filter(|name| !env.services.contains_key(*name)) else { return vec![] };
+        let error = wrong(at.get("fallback").unwrap_or(at), "service", format!("there is no service `{name}`"));
+        vec![error.maybe_hint(weir_config::words::did_you_mean(name, env.services.keys().map(String::as_str)))]
     }
 }
 
 struct Breaker {
-    rules: Rules,
-    circuits: Arc<Circuits>,
+    guard: Arc<Guard>,
     environment: Arc<Environment>,
-}
-
-impl Breaker {
-    fn outcome(&self, cx: &RequestContext) -> Outcome {
-        let failed_upstream = |kind: &str| !kind.starts_with("client") && kind != "too-large";
-        let waited = cx.times.forwarded.unwrap_or_default();
-        match (cx.answered_by, cx.failure) {
-            ("upstream" | "weir", Some(kind)) if !failed_upstream(kind) => Outcome::Unknown,
-            ("upstream", Some(_)) => Outcome::Failure,
-            ("weir", Some(_)) if matches!(cx.status, 502..=504) => Outcome::Failure,
-            ("upstream", None) if self.rules.statuses.contains(&cx.status) => Outcome::Failure,
-            ("upstream", None) => match (self.rules.slow_call, cx.times.upstream) {
-                (Some(limit), Some(answered)) if answered.saturating_sub(waited) >= limit => Outcome::Slow,
-                _ => Outcome::Success,
-            },
-            _ => Outcome::Unknown,
-        }
-    }
 }
 
 impl Plugin for Breaker {
     fn phases(&self) -> Phases {
-        Phases::REQUEST | Phases::LOG
+        Phases::REQUEST
     }
 
     fn request(&self, cx: &mut RequestContext, _: &mut request::Parts) -> Flow {
-        let name = match self.rules.per {
-            Per::Service => cx.service.as_ref().map(|s| format!("service:{}", s.name)),
-            Per::Route => cx.route.as_ref().map(|r| format!("route:{}", r.name)),
+        let (Some(service), route) = (cx.service.clone(), cx.route.clone()) else { return Flow::Continue };
+        let Some(left) = self.guard.closed_to(&service, route.as_deref()) else {
+            cx.guard = Some(self.guard.clone());
+            return Flow::Continue;
         };
-        let Some(name) = name else { return Flow::Continue };
-        let left = match self.circuits.get(&name).enter(&self.rules.limits) {
-            Ok(permit) => {
-                cx.state.insert(Arc::new(permit));
-                return Flow::Continue;
-            }
-            Err(left) => left,
-        };
-        if cx.plan.as_ref().is_some_and(|plan| self.environment.cache.peek(&plan.epoch, &plan.key).is_some()) {
+        let cached = |plan: &weir_cache::Plan| self.environment.cache.peek(&plan.epoch, &plan.key).is_some();
+        let spare = self.guard.service.as_ref();
+        if let Some(plan) = &cx.plan
+            && (spare.is_none() || (self.guard.stale && cached(plan)))
+        {
+            // The guard lets nothing through to the service: what the cache has, here or in the store, is served, else the fallback.
+            cx.guard = Some(self.guard.clone());
             return Flow::Continue;
         }
-        self.environment.metrics.plugin(Config::NAME, "refused");
-        let reply = match &self.rules.fallback {
-            Some(reply) => reply.clone(),
-            None => Reply::message(Config::NAME, StatusCode::SERVICE_UNAVAILABLE, "The service is failing, try again later"),
-        };
-        let seconds = left.as_millis().div_ceil(1000).max(1);
-        Flow::Reply(reply.with(header::RETRY_AFTER.as_str(), &seconds.to_string()))
-    }
-
-    fn log(&self, cx: &RequestContext) {
-        if let Some(permit) = cx.state.get::<Arc<Permit>>() {
-            permit.tell(self.outcome(cx), &self.rules.limits);
+        self.guard.turns_away(&service, route.as_deref());
+        self.environment.metrics.plugin(CircuitBreaker::NAME, "refused");
+        match spare {
+            Some(spare) => {
+                // What another service says is not kept as this one's.
+                cx.plan = None;
+                cx.service = Some(spare.clone());
+                Flow::Continue
+            }
+            None => Flow::Reply(self.guard.reply(left)),
         }
     }
 }
@@ -425,6 +84,7 @@ impl Plugin for Breaker {
 mod tests {
     use crate::testing::{Rig, Seen, Upstream, environment, errors, get};
     use std::time::Duration;
+    use weir_gateway::{BuildEnv, Register};
     use weir_store::Store;
 
     const SMALL: &str = "{minimum_calls: 4, window: 10s, open_for: 30s, probes: 2}";
@@ -548,6 +208,26 @@ mod tests {
         assert_eq!(runs(&unhurried, 5).await, [200; 5]);
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn another_service_may_answer_meanwhile() {
+        let rig = rig("{minimum_calls: 1, fallback: {service: spare}}", 500);
+        runs(&rig, 1).await;
+        let rig = rig.upstream_status(200);
+        let seen = rig.run(get("/")).await;
+        assert_eq!((seen.status(), seen.cx.service.as_ref().map(|s| s.name.as_str())), (200, Some("spare")));
+        assert_eq!((state(&rig).as_str(), rig.outcome("circuit-breaker", "refused")), ("2", 1));
+    }
+
+    #[test]
+    fn a_fallback_that_is_not_there_is_a_mistake() {
+        let environment = environment(Store::memory());
+        let services = std::collections::HashMap::new();
+        let env = BuildEnv { environment: &environment, scope: "global".into(), services: &services, consumers: &Default::default() };
+        let config = crate::testing::entry("circuit-breaker", "{fallback: {service: spear}}");
+        let found = crate::register().build(&config, &env).err().unwrap();
+        assert!(found[0].to_string().contains("no service `spear`"), "{found:?}");
+    }
+
     #[test]
     fn mistakes() {
         for (config, message) in [
@@ -556,6 +236,8 @@ mod tests {
             ("window: 0", "a time above zero"),
             ("per: host", "host"),
             ("fallback: {status: 99}", "status"),
+            ("fallback: {service: x, body: y}", "beside `service`"),
+            ("per: endpoints", "endpoint"),
             ("fallback: {headers: {'a b': x}}", "not a header name"),
         ] {
             let found = errors("circuit-breaker", config);

@@ -61,6 +61,8 @@ pub struct Config {
     pub flush_timeout: Option<f64>,
     /// Of older versions of Kong; without effect, as in Kong: see `queue.max_retry_time`.
     pub retry_count: Option<u32>,
+    /// Kong: whether to verify the server's certificate. Accepted; Weir always does.
+    pub ssl_verify: Option<bool>,
 }
 
 fn ten_seconds() -> u64 {
@@ -110,7 +112,7 @@ queue: {max_batch_size: 100, max_coalescing_delay: 2}
 
     fn ready(self, at: &Node) -> Result<Ready, Vec<Diagnostic>> {
         // Accepted for Kong's sake; see their descriptions.
-        let _ = (self.keepalive, self.retry_count);
+        let _ = (self.keepalive, self.retry_count, self.ssl_verify);
         let mut errors = Vec::new();
         let mut headers = HeaderMap::new();
         for (name, value) in &self.headers {

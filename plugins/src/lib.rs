@@ -18,14 +18,17 @@ mod idempotency;
 mod ip_restriction;
 mod jwt;
 mod key_auth;
+mod load_shedding;
 mod logging;
 mod opentelemetry;
 mod pairs;
 mod query;
+mod reach;
 mod rate_limiting;
 mod request_size_limiting;
 mod request_termination;
 mod request_transformer;
+mod request_validation;
 mod prometheus;
 mod proxy_cache;
 mod response_cache;
@@ -38,14 +41,19 @@ mod token_validator;
 #[cfg(test)]
 mod testing;
 
+/// The plugin of `docs/your-own-plugin.md`: tests compile and run it.
+#[cfg(test)]
+#[path = "../../docs/examples/tenant.rs"]
+mod tenant;
+
 pub use response_cache::cache_epoch;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use std::sync::Arc;
-use weir_config::{Diagnostic, Node, PluginCatalog, PluginEntry};
+use weir_config::{Diagnostic, Node, PluginCatalog, PluginEntry, Severity, Span};
 use weir_gateway::{BuildEnv, Plugin, Register};
-use weir_store::{Ledger, Store};
+use weir_store::{Ledger, Store, StoreResult};
 
 /// The register: one line a plugin.
 static KINDS: &[Kind] = &[
@@ -56,17 +64,20 @@ static KINDS: &[Kind] = &[
     kind::<key_auth::Config>(),
     kind::<basic_auth::Config>(),
     kind::<acl::Config>(),
+    kind::<load_shedding::Config>(),
     kind::<response_ratelimiting::Config>(),
     kind::<request_size_limiting::Config>(),
+    kind::<request_validation::Config>(),
     kind::<request_termination::Config>(),
     kind::<bot_detection::Config>(),
     kind::<ip_restriction::Config>(),
     kind::<rate_limiting::Config>(),
+    kind::<rate_limiting::Advanced>(),
     kind::<idempotency::Config>(),
     kind::<request_transformer::Config>(),
     kind::<response_transformer::Config>(),
     kind::<proxy_cache::Config>(),
-    kind::<circuit_breaker::Config>(),
+    kind::<weir_config::CircuitBreaker>(),
     kind::<compression::Config>(),
     kind::<opentelemetry::Config>(),
     kind::<prometheus::Config>(),
@@ -75,6 +86,12 @@ static KINDS: &[Kind] = &[
     kind::<tcp_log::Config>(),
     kind::<response_cache::Config>(),
 ];
+
+/// Known to tests only.
+#[cfg(test)]
+static OF_THE_DOCS: &[Kind] = &[kind::<tenant::Config>()];
+#[cfg(not(test))]
+static OF_THE_DOCS: &[Kind] = &[];
 
 /// The configuration of a plugin, and how it becomes one.
 trait Configured: DeserializeOwned + JsonSchema {
@@ -98,15 +115,24 @@ trait Configured: DeserializeOwned + JsonSchema {
         vec![]
     }
 
+    /// Names in it that nothing in the whole configuration has.
+    fn unknown(_ready: &Self::Ready, _at: &Node, _env: &BuildEnv<'_>) -> Vec<Diagnostic> {
+        vec![]
+    }
+
+    /// Where the configuration says how large bodies may be, in bytes.
+    fn body_limit(&self, _at: &Node) -> Option<(u64, Span)> {
+        None
+    }
+
     /// Makes the plugin.
     fn build(ready: Self::Ready, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin>;
 }
 
 /// What plugins keep over reloads of the configuration.
 struct Live {
-    limits: Arc<rate_limiting::LocalCounters>,
+    limits: Arc<rate_limiting::Counts>,
     tokens: token_validator::Memories,
-    circuits: std::sync::OnceLock<Arc<circuit_breaker::Circuits>>,
     kong_metrics: std::sync::OnceLock<Arc<prometheus::KongMetrics>>,
     credentials: auth::Indexes,
     key_sets: jwt::KeySets,
@@ -116,7 +142,7 @@ struct Live {
 
 impl Default for Live {
     fn default() -> Self {
-        Live { limits: Arc::default(), circuits: Default::default(), kong_metrics: Default::default(), tokens: Default::default(), credentials: Default::default(), key_sets: Default::default(), ledger: Store::memory_bounded(0).ledger }
+        Live { limits: Arc::default(), kong_metrics: Default::default(), tokens: Default::default(), credentials: Default::default(), key_sets: Default::default(), ledger: Store::memory_bounded(0).ledger }
     }
 }
 
@@ -127,6 +153,7 @@ struct Kind {
     example: &'static str,
     schema: fn() -> serde_json::Value,
     check: fn(&Node) -> Vec<Diagnostic>,
+    body_limit: fn(&Node) -> Option<(u64, Span)>,
     build: fn(&Node, &BuildEnv<'_>, &Live) -> Made,
 }
 
@@ -140,7 +167,12 @@ const fn kind<C: Configured>() -> Kind {
         example: C::EXAMPLE,
         schema: weir_config::schema::<C>,
         check: |node| ready::<C>(node).err().unwrap_or_else(|| C::warnings(node)),
-        build: |node, env, live| Ok(C::build(ready::<C>(node)?, env, live)),
+        body_limit: |node| weir_config::decode::<C>(node).ok()?.body_limit(node),
+        build: |node, env, live| {
+            let ready = ready::<C>(node)?;
+            let unknown = C::unknown(&ready, node, env);
+            if unknown.is_empty() { Ok(C::build(ready, env, live)) } else { Err(unknown) }
+        },
     }
 }
 
@@ -158,8 +190,32 @@ pub fn register() -> Plugins {
     Plugins { live: Live::default() }
 }
 
+/// What names a token that is to end before its time.
+#[derive(Debug, Clone, Copy)]
+pub enum LogOut<'a> {
+    /// The token itself.
+    Token(&'a str),
+    /// Its `jti`.
+    Jti(&'a str),
+    /// The SHA-256, in hex, of the token, or of the token without its last dot and signature.
+    Sha256(&'a str),
+}
+
+impl Plugins {
+    /// Ends a token for `token-validator` on all instances, as a message on `channel` would, and marks it in the store.
+    ///
+    /// Errors: the store did not take it; then it is ended on this instance only.
+    pub async fn log_out(&self, store: &Store, channel: &str, what: LogOut<'_>) -> StoreResult<()> {
+        let message = match what {
+            LogOut::Token(token) => token_validator::message_for(token),
+            LogOut::Jti(text) | LogOut::Sha256(text) => text.to_owned(),
+        };
+        self.live.tokens.channel(channel).announce(store, &message).await
+    }
+}
+
 fn find(name: &str) -> Option<&'static Kind> {
-    KINDS.iter().find(|k| k.name == name || k.aliases.contains(&name))
+    KINDS.iter().chain(OF_THE_DOCS).find(|k| k.name == name || k.aliases.contains(&name))
 }
 
 impl PluginCatalog for Plugins {
@@ -171,8 +227,17 @@ impl PluginCatalog for Plugins {
         KINDS.iter().flat_map(|k| std::iter::once(&k.name).chain(k.aliases)).map(ToString::to_string).collect()
     }
 
+    fn body_limit(&self, name: &str, config: &Node) -> Option<(u64, Span)> {
+        (find(name)?.body_limit)(config)
+    }
+
     fn check(&self, name: &str, config: &Node) -> Vec<Diagnostic> {
-        find(name).map(|k| (k.check)(config)).unwrap_or_default()
+        let Some(kind) = find(name) else { return vec![] };
+        let mut found = (kind.check)(config);
+        if found.iter().all(|d| d.severity != Severity::Error) {
+            found.extend(reach::of_plugin(kind.name, config));
+        }
+        found
     }
 }
 
@@ -263,10 +328,13 @@ mod tests {
                 (1450, "token-validator"),
                 (1250, "key-auth"),
                 (1100, "basic-auth"),
+                (999, "request-validation"),
                 (990, "ip-restriction"),
                 (951, "request-size-limiting"),
                 (950, "acl"),
+                (940, "load-shedding"),
                 (910, "rate-limiting"),
+                (910, "rate-limiting-advanced"),
                 (905, "idempotency"),
                 (900, "response-ratelimiting"),
                 (801, "request-transformer"),
@@ -315,12 +383,13 @@ mod tests {
                 "cors" => ([200, 200], told("access-control-expose-headers")),
                 "token-validator" | "jwt" | "key-auth" | "basic-auth" => ([401, 401], told("www-authenticate")),
                 "acl" => ([401, 401], get.json()["message"].as_str().map(str::to_owned)),
-                "rate-limiting" => ([200, 200], told("x-ratelimit-remaining-second")),
+                "rate-limiting" | "rate-limiting-advanced" => ([200, 200], told("x-ratelimit-remaining-second")),
                 "idempotency" => ([200, 400], Some(post.body.clone())),
                 "request-transformer" => ([200, 200], Some(format!("{} {}", get.target(), get.sent("x-user")))),
                 "response-transformer" => ([200, 200], told("x-content-type-options")),
                 "prometheus" => ([200, 200], rig.environment.metrics.text(&rig.environment).contains("kong_datastore_reachable 1").then(|| "metrics".into())),
                 "circuit-breaker" => ([200, 200], Some(get.forwarded().to_string())),
+                "load-shedding" => ([200, 200], Some(get.cx.priority().word().to_owned())),
                 "compression" => ([200, 200], Some(get.body.clone())),
                 "opentelemetry" => ([200, 200], told("x-trace-id").map(|id| id.len().to_string())),
                 "http-log" | "file-log" | "tcp-log" => ([200, 200], get.cx.log_view.as_ref().map(|v| v.uri.to_string())),
@@ -328,6 +397,7 @@ mod tests {
                 "ip-restriction" => ([200, 200], Some(format!("{}", get.forwarded()))),
                 "bot-detection" => ([200, 200], Some(format!("{}", get.forwarded()))),
                 "request-termination" => ([503, 503], Some(post.body.clone())),
+                "request-validation" => ([200, 400], post.json()["errors"][0]["message"].as_str().map(str::to_owned)),
                 "request-size-limiting" => ([200, 200], get.cx.max_body.map(|m| m.to_string())),
                 "response-ratelimiting" => ([200, 200], told("x-ratelimit-remaining-sms-day")),
                 other => panic!("{other} has no line here"),
@@ -342,17 +412,20 @@ mod tests {
                 "basic-auth" => "Basic realm=\"staff\"",
                 "acl" => "Unauthorized",
                 "response-ratelimiting" => "10",
+                "request-validation" => "a body is required",
                 "request-size-limiting" => "10485760",
                 "request-termination" => "<h1>We are back in an hour</h1>",
                 "bot-detection" => "true",
                 "ip-restriction" => "true",
                 "rate-limiting" => "49",
+                "rate-limiting-advanced" => "9",
                 "idempotency" => r#"{"message":"Idempotency-Key is required for this request"}"#,
                 "request-transformer" => "/v2/items?pageNumber=2&x=1&source=web guest",
                 "response-transformer" => "nosniff",
                 "prometheus" => "metrics",
                 "http-log" | "file-log" | "tcp-log" => "/a?page=2&x=1",
                 "circuit-breaker" => "true",
+                "load-shedding" => "low",
                 "opentelemetry" => "32",
                 "compression" => "hello",
                 _ => "cache:GET:/a?page=2",
@@ -364,7 +437,7 @@ mod tests {
     #[test]
     fn what_cannot_be_made_is_never_silently_missing() {
         let env = testing::environment(Store::memory());
-        let env = BuildEnv { environment: &env, scope: "global".into(), consumers: &Arc::default() };
+        let env = BuildEnv { environment: &env, scope: "global".into(), services: &Default::default(), consumers: &Arc::default() };
         for (name, config) in [("token-validator", "{}"), ("no-such-plugin", "{}")] {
             let errors = register().build(&testing::entry(name, config), &env).err().unwrap_or_default();
             assert!(!errors.is_empty(), "{name}");
@@ -378,6 +451,23 @@ mod tests {
             let text = errors.iter().map(ToString::to_string).collect::<String>();
             assert!(text.contains("no_such_field"), "{}: {text}", page.name);
         }
+    }
+
+    /// The code blocks of a language in a page, in order.
+    fn blocks(page: &str, language: &str) -> Vec<String> {
+        let open = format!("```{language}\n");
+        page.split(&open).skip(1).map(|rest| rest.split("\n```").next().unwrap_or_default().to_owned()).collect()
+    }
+
+    #[tokio::test]
+    async fn the_page_about_a_plugin_of_ones_own_shows_one_that_works() {
+        let page = include_str!("../../docs/your-own-plugin.md");
+        let file = include_str!("../../docs/examples/tenant.rs");
+        assert_eq!(blocks(page, "rust").join("\n\n"), file.trim_end(), "docs/your-own-plugin.md and docs/examples/tenant.rs differ");
+        let yaml = Node::parse(&blocks(page, "yaml")[0]).unwrap();
+        let config = yaml.get("plugins").and_then(|p| p.items()[0].get("config")).unwrap();
+        let rig = testing::Rig::new(&[("tenant", &config.to_json().to_string())]);
+        assert_eq!(rig.run(testing::get("/")).await.status(), 404, "api.example is no tenant");
     }
 
     #[test]

@@ -49,6 +49,8 @@ pub struct Config {
     pub upstream_health_metrics: bool,
     /// For Kong's AI plugins, which Weir does not have: accepted, without effect.
     pub ai_metrics: bool,
+    /// For Kong's filters in WebAssembly, which Weir does not have: accepted, without effect.
+    pub wasm_metrics: bool,
 }
 
 impl Configured for Config {
@@ -68,8 +70,8 @@ upstream_health_metrics: true
     }
 
     fn warnings(at: &Node) -> Vec<Diagnostic> {
-        let unused = at.get("ai_metrics").map(|_| doubtful(at, "ai_metrics", "`ai_metrics` has no effect: there are no AI plugins"));
-        unused.into_iter().collect()
+        let unused = [("ai_metrics", "`ai_metrics` has no effect: there are no AI plugins"), ("wasm_metrics", "`wasm_metrics` has no effect: there are no filters in WebAssembly")];
+        unused.into_iter().filter(|(key, _)| at.get(key).is_some()).map(|(key, why)| doubtful(at, key, why)).collect()
     }
 
     fn build(ready: Config, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin> {

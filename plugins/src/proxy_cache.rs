@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{sync::Arc, time::Duration};
 use weir_cache::{Freshness, NotForCache, Policy};
-use weir_config::{Diagnostic, Node};
+use weir_config::{Diagnostic, Encoding, Node};
 use weir_gateway::{BuildEnv, Flow, Phases, Plugin, RequestContext};
 
 /// Keeps answers in the one cache engine (see `response-cache`, which has more to set): in memory and in the store that Weir is configured with,
@@ -52,6 +52,11 @@ pub struct Config {
     pub vary_headers: Vec<String>,
     /// Which fields about the cache answers carry.
     pub response_headers: ResponseHeaders,
+    /// Fetches for the cache at once, each Weir for itself; others wait or get what is stale. Default: no limit. (Kong has no such setting.)
+    #[schemars(range(min = 1))]
+    pub max_fills: Option<u32>,
+    /// In which encodings answers that compress well are kept besides the plain one, made once in the background. Empty: none. (Kong has no such setting.)
+    pub encodings: Vec<Encoding>,
 }
 
 /// Methods that may be named.
@@ -126,6 +131,8 @@ impl Default for Config {
             vary_query_params: None,
             vary_headers: vec![],
             response_headers: ResponseHeaders::default(),
+            max_fills: None,
+            encodings: weir_config::encodings(),
         }
     }
 }
@@ -176,6 +183,8 @@ vary_query_params: [page]
             max_size: 32 << 20,
             stale_if_error: if self.cache_control { kept } else { kept.saturating_sub(ttl) },
             honour_request: self.cache_control,
+            max_fills: self.max_fills.map(|n| n as usize),
+            encodings: weir_gateway::codings(&self.encodings),
             ..response_cache::Config::default().ready(at)?.policy
         };
         let rules = Rules {

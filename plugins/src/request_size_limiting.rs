@@ -5,7 +5,7 @@ use http::{HeaderMap, StatusCode, header, request};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::sync::Arc;
-use weir_config::{Diagnostic, Node};
+use weir_config::{Diagnostic, Node, Span};
 use weir_gateway::{BuildEnv, Flow, Phases, Plugin, Reply, RequestContext};
 
 const BY: &str = "request-size-limiting";
@@ -50,19 +50,29 @@ impl Configured for Config {
     type Ready = RequestSizeLimiting;
 
     fn ready(self, at: &Node) -> Result<RequestSizeLimiting, Vec<Diagnostic>> {
-        let unit = match self.size_unit {
-            Unit::Megabytes => 1 << 20,
-            Unit::Kilobytes => 1 << 10,
-            Unit::Bytes => 1,
-        };
-        match self.allowed_payload_size.checked_mul(unit) {
+        match self.bytes() {
             Some(limit) => Ok(RequestSizeLimiting { limit, require_length: self.require_content_length }),
             None => Err(vec![wrong(at, "allowed_payload_size", "this is larger than any body")]),
         }
     }
 
+    fn body_limit(&self, at: &Node) -> Option<(u64, Span)> {
+        Some((self.bytes()?, at.get("allowed_payload_size")?.span().clone()))
+    }
+
     fn build(ready: RequestSizeLimiting, _: &BuildEnv<'_>, _: &Live) -> Arc<dyn Plugin> {
         Arc::new(ready)
+    }
+}
+
+impl Config {
+    fn bytes(&self) -> Option<u64> {
+        let unit = match self.size_unit {
+            Unit::Megabytes => 1 << 20,
+            Unit::Kilobytes => 1 << 10,
+            Unit::Bytes => 1,
+        };
+        self.allowed_payload_size.checked_mul(unit)
     }
 }
 

@@ -19,8 +19,9 @@ use weir_gateway::{BuildEnv, Flow, Phases, Plugin, Reply, RequestContext};
 /// Changes requests on their way to the service. Steps run in the order remove, rename, replace, add, append; headers first, then body, then
 /// query. Entries are `name:value`; all but those of `remove` need the colon. Values may hold templates: `$(headers.x)`, `$(headers["x-y"])`,
 /// `$(query_params.x)`, `$(uri_captures.name)`, `$(uri_captures[1])` (groups of the route's regex), `$(shared.x)` (what other plugins left),
-/// `$(consumer.username)`, `$(consumer.id)`, `$(consumer.custom_id)`, combined with `or`, `and`, `not`, `..`, `==`, `~=`, for example `$(headers["x-user"] or "guest")`; what is absent is an empty text. Kong runs Lua
-/// here; function calls are refused when the file is read.
+/// `$(consumer.username)`, `$(consumer.id)`, `$(consumer.custom_id)`, combined with `or`, `and`, `not`, `..`, `==`, `~=` and the calls `:sub(first, last)`, `:lower()`,
+/// `:upper()` and `:gsub("old", "new")`, for example `$(headers["x-user"] or "guest")`; what is absent is an empty text. Kong runs Lua
+/// here; other calls are refused when the file is read.
 ///
 /// Bodies are changed if they are JSON objects (`application/json`) or forms (`application/x-www-form-urlencoded`); others, `multipart/form-data`
 /// too, pass unchanged, and so does JSON that is not well-formed. A body over 10 MB whose change was asked for is answered with 413 `Request body too large to be transformed`. A

@@ -1,14 +1,14 @@
 //! `response-cache`: answers of an API, kept by the one cache engine.
 
 use crate::{Configured, Live, cookies, header_name, wrong};
-use http::{HeaderMap, HeaderName, Method, header, request, response};
+use http::{HeaderMap, HeaderName, Method, Uri, header, request, response};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::{fmt::Write, sync::Arc, time::Duration};
-use weir_cache::{Engine, Freshness, Gate, Plan, Policy, Report, Verdict};
-use weir_config::{Diagnostic, Millis, Node, Size};
+use weir_cache::{Engine, Freshness, Gate, Plan, Policy, Purge, Report, Verdict, outdated};
+use weir_config::{Diagnostic, Encoding, Millis, Node, Size};
 use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, RequestContext};
 
 /// Keeps answers to GET (which also serve HEAD) in memory and in the store, one fetch for each key however many ask. The key, shown in
@@ -17,7 +17,8 @@ use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, RequestContext};
 /// over storing. Requests of a signed-in visitor – one whom a plugin knows, or with an `Authorization` that is not Weir's own guest token, or with one of the
 /// `session_cookies` – pass by the cache, in both directions (stricter than RFC 9111 section 3.5), unless `shared` says that the answer is the
 /// same for everyone. A fetch for the cache never carries a visitor's cookie, token or identity. A caller with the warm-up token refreshes an entry with `X-Cache-Refresh: true`; an unsafe request that succeeds drops
-/// the entry of its URL (RFC 9111 section 4.4).
+/// the entries of its URL and of those that `Location` and `Content-Location` of its answer name, as far as they are on the same route (RFC 9111
+/// section 4.4).
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -49,6 +50,11 @@ pub struct Config {
     pub override_cache_control: bool,
     /// Longest wait for another request's fetch before asking the service oneself.
     pub max_wait: Millis,
+    /// Fetches for the cache of this route (or service) at once, each Weir for itself; others wait or get what is stale. Default: no limit.
+    #[schemars(range(min = 1))]
+    pub max_fills: Option<u32>,
+    /// In which encodings answers that compress well are kept besides the plain one, made once in the background. Empty: none.
+    pub encodings: Vec<Encoding>,
 }
 
 impl Default for Config {
@@ -67,6 +73,8 @@ impl Default for Config {
             tags: vec![],
             override_cache_control: false,
             max_wait: Millis::secs(10),
+            max_fills: None,
+            encodings: weir_config::encodings(),
         }
     }
 }
@@ -121,9 +129,9 @@ tags: [catalogue]
             hit_for_miss: Duration::from_secs(5),
             lease: Duration::from_secs(10),
             max_wait: self.max_wait.get(),
-            max_fills: None,
+            max_fills: self.max_fills.map(|n| n as usize),
             client_cache_control: None,
-            encode: true,
+            encodings: weir_gateway::codings(&self.encodings),
         };
         Ok(Rules {
             policy,
@@ -182,8 +190,8 @@ enum Decided {
     Planned,
     /// Past the cache.
     Passed,
-    /// Past the cache, and on success this entry is outdated.
-    Unsafe { epoch: Arc<str>, key: String },
+    /// Past the cache, and on success what is stored at this address is outdated.
+    Unsafe { target: Uri },
 }
 
 /// Longer keys end in a hash.
@@ -210,7 +218,7 @@ impl ResponseCache {
         cx.report = Some(Report { fwd: Some(if reason == "method" { "method" } else { "bypass" }), detail: Some(reason), ..Report::new(Verdict::Bypass) });
         cx.state.insert(match req.method.is_safe() {
             true => Decided::Passed,
-            false => Decided::Unsafe { epoch: self.epoch(cx), key: self.key(cx, req) },
+            false => Decided::Unsafe { target: req.uri.clone() },
         });
         self.environment.metrics.plugin(self.name, "passed");
     }
@@ -239,19 +247,35 @@ impl ResponseCache {
         cache_epoch(cx.route.as_ref().map_or("", |r| &r.name)).into()
     }
 
-    fn key(&self, cx: &RequestContext, req: &request::Parts) -> String {
-        let mut key = String::from("cache:GET:");
+    /// What an unsafe request for this address outdates.
+    fn outdated(&self, cx: &RequestContext, uri: &Uri) -> Purge {
+        let address = self.address(cx, uri);
+        match self.vary.is_empty() {
+            true => Purge::Key { epoch: self.epoch(cx).to_string(), key: shortened(format!("cache:GET:{address}")) },
+            // Whatever the values of the headers are.
+            false => Purge::Url { host: cx.client.host.clone(), target: address[address.find('/').unwrap_or(0)..].to_owned() },
+        }
+    }
+
+    /// Host, path and query, as far as they belong to the key. Without `|`, behind which values of headers stand.
+    fn address(&self, cx: &RequestContext, uri: &Uri) -> String {
+        let mut address = String::new();
         if self.by_host || cx.route.as_ref().is_some_and(|r| r.preserve_host) {
-            key.push_str(&cx.client.host);
+            address.push_str(&cx.client.host);
         }
         match self.fold_case {
-            true => key.push_str(&req.uri.path().to_ascii_lowercase()),
-            false => key.push_str(req.uri.path()),
+            true => address.push_str(&uri.path().to_ascii_lowercase()),
+            false => address.push_str(uri.path()),
         }
-        if let Some(query) = self.kept_query(req.uri.query()) {
-            key.push('?');
-            key.push_str(&query);
+        if let Some(query) = self.kept_query(uri.query()) {
+            address.push('?');
+            address.push_str(&query);
         }
+        shortened(address.replace('|', "%7C"))
+    }
+
+    fn key(&self, cx: &RequestContext, req: &request::Parts) -> String {
+        let mut key = format!("cache:GET:{}", self.address(cx, &req.uri));
         for name in &self.vary {
             let _ = write!(key, "|{name}=");
             for (i, value) in req.headers.get_all(name).iter().enumerate() {
@@ -259,13 +283,7 @@ impl ResponseCache {
                 let _ = write!(key, "{comma}{}", percent_encode(value.as_bytes(), IN_KEY));
             }
         }
-        if key.len() > LONGEST_KEY {
-            let hash: String = Sha256::digest(&key).iter().map(|b| format!("{b:02x}")).collect();
-            let end = (0..=LONGEST_KEY - 65).rev().find(|i| key.is_char_boundary(*i)).unwrap_or(0);
-            key.truncate(end);
-            let _ = write!(key, "#{hash}");
-        }
-        key
+        shortened(key)
     }
 
     /// The query as key and service see it: only what is allowed, sorted.
@@ -312,14 +330,25 @@ impl Plugin for ResponseCache {
     }
 
     fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
-        if let Some(Decided::Unsafe { epoch, key }) = cx.state.get::<Decided>()
-            && (res.status.is_success() || res.status.is_redirection())
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        if let Some(Decided::Unsafe { target }) = cx.state.get::<Decided>()
+            && outdated::may_have_changed(res.status)
         {
-            let (engine, epoch, key) = (self.engine.clone(), epoch.clone(), key.clone());
-            runtime.spawn(async move { engine.invalidate(&epoch, &key).await });
+            let named = outdated::named(&res.headers, cx.client.scheme.as_str(), &cx.client.host, target);
+            let all: Vec<Purge> = std::iter::once(target).chain(&named).map(|uri| self.outdated(cx, uri)).collect();
+            self.engine.invalidate(&all);
         }
     }
+}
+
+/// A key that is not too long: what is over the limit goes into a hash at its end.
+fn shortened(mut key: String) -> String {
+    if key.len() > LONGEST_KEY {
+        let hash: String = Sha256::digest(&key).iter().map(|b| format!("{b:02x}")).collect();
+        let end = (0..=LONGEST_KEY - 65).rev().find(|i| key.is_char_boundary(*i)).unwrap_or(0);
+        key.truncate(end);
+        let _ = write!(key, "#{hash}");
+    }
+    key
 }
 
 /// Removes what tells the service which client a fetch for everyone began with.

@@ -1,6 +1,11 @@
 //! `response-transformer`: headers and JSON members of an answer, changed before the client sees it.
 
-use crate::{Configured, Live, header_name, request_transformer::append_json, wrong};
+use crate::{
+    Configured, Live, header_name,
+    request_transformer::append_json,
+    template::{Template, Vars},
+    wrong,
+};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, header, request, response};
 use schemars::JsonSchema;
@@ -8,10 +13,11 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Phases, Plugin, RequestContext};
+use weir_gateway::{BuildEnv, Flow, Phases, Plugin, RequestContext};
 
 /// Changes answers, also those that Weir or another plugin made. Steps run in the order remove, rename, replace, add, append. Entries are
-/// `name:value`; those of `remove` are names. An entry without a value (`name:`) does nothing, as in Kong.
+/// `name:value`; those of `remove` are names. An entry without a value (`name:`) does nothing, as in Kong. Values of headers may hold the templates of
+/// `request-transformer`, which see the request as it came to this plugin; one that makes no text does nothing.
 ///
 /// The JSON steps change answers whose `Content-Type` is `application/json` and whose body is an object; such an answer is sent when it is
 /// there as a whole, without `Content-Length`. What is not well-formed, not an object, compressed or longer than 32 MB passes unchanged; where JSON steps are configured the service is asked
@@ -105,12 +111,16 @@ add:
                         (Kind::Rename, Some(new)) => header_name(place, "headers", new)?.to_string(),
                         (_, value) => value.unwrap_or_default().trim().to_owned(),
                     };
+                    if value.contains("$(") && kind != Kind::Rename {
+                        let template = Template::parse(&value).map_err(|why| wrong(place, "headers", why))?;
+                        return Ok(Some(HeaderStep { kind, name, value: HeaderText::Of(template) }));
+                    }
                     let bytes = HeaderValue::from_str(&value).map_err(|_| wrong(place, "headers", format!("the value of `{name}` can not be sent in a header")))?;
-                    Ok(HeaderStep { kind, name, value: bytes })
+                    let does_something = kind == Kind::Remove || !bytes.is_empty();
+                    Ok(does_something.then_some(HeaderStep { kind, name, value: HeaderText::Fixed(bytes) }))
                 });
                 match step {
-                    Ok(step) if kind == Kind::Remove || !step.value.is_empty() => made.headers.push(step),
-                    Ok(_) => {}
+                    Ok(step) => made.headers.extend(step),
                     Err(error) => errors.push(error),
                 }
             }
@@ -184,9 +194,19 @@ fn typed(value: &str, kind: Option<JsonType>) -> Result<Value, String> {
 struct HeaderStep {
     kind: Kind,
     name: HeaderName,
-    /// For `rename`, the new name.
-    value: HeaderValue,
+    value: HeaderText,
 }
+
+enum HeaderText {
+    /// As it is; for `rename` the new name.
+    Fixed(HeaderValue),
+    /// Made of each request.
+    Of(Template),
+}
+
+/// Values of a request's templates by the place of their step, made in the request step: later the request is gone.
+#[derive(Clone)]
+struct Rendered(Vec<(usize, HeaderValue)>);
 
 struct JsonStep {
     kind: Kind,
@@ -206,15 +226,27 @@ pub struct Transformer {
 struct Collected(BytesMut);
 
 impl Transformer {
-    fn change_headers(&self, headers: &mut HeaderMap) {
-        for step in &self.headers {
+    fn has_templates(&self) -> bool {
+        self.headers.iter().any(|step| matches!(step.value, HeaderText::Of(_)))
+    }
+
+    fn change_headers(&self, headers: &mut HeaderMap, rendered: &[(usize, HeaderValue)]) {
+        for (at, step) in self.headers.iter().enumerate() {
             let there = headers.contains_key(&step.name);
+            let value = match &step.value {
+                HeaderText::Fixed(value) => value,
+                // No text, no change: the request had nothing to say, or never came this far.
+                HeaderText::Of(_) => match rendered.iter().find(|(of, _)| *of == at) {
+                    Some((_, value)) => value,
+                    None => continue,
+                },
+            };
             match step.kind {
                 Kind::Remove => {
                     headers.remove(&step.name);
                 }
                 Kind::Rename => {
-                    if let (true, Ok(new)) = (there, HeaderName::from_bytes(step.value.as_bytes())) {
+                    if let (true, Ok(new)) = (there, HeaderName::from_bytes(value.as_bytes())) {
                         let moved: Vec<HeaderValue> = headers.get_all(&step.name).iter().cloned().collect();
                         headers.remove(&step.name);
                         headers.remove(&new);
@@ -224,13 +256,13 @@ impl Transformer {
                     }
                 }
                 Kind::Replace if there => {
-                    headers.insert(step.name.clone(), step.value.clone());
+                    headers.insert(step.name.clone(), value.clone());
                 }
                 Kind::Add if !there => {
-                    headers.insert(step.name.clone(), step.value.clone());
+                    headers.insert(step.name.clone(), value.clone());
                 }
                 Kind::Append => {
-                    headers.append(step.name.clone(), step.value.clone());
+                    headers.append(step.name.clone(), value.clone());
                 }
                 Kind::Replace | Kind::Add => {}
             }
@@ -268,10 +300,23 @@ impl Transformer {
 
 impl Plugin for Transformer {
     fn phases(&self) -> Phases {
-        match self.json.is_empty() {
+        let changes = match self.json.is_empty() {
             true => Phases::RESPONSE,
             false => Phases::TO_UPSTREAM | Phases::RESPONSE | Phases::BODY,
-        }
+        };
+        if self.has_templates() { changes | Phases::REQUEST } else { changes }
+    }
+
+    fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
+        let vars = Vars { cx, headers: &req.headers, query: req.uri.query() };
+        let value = |template: &Template| HeaderValue::from_str(template.render(&vars).trim()).ok().filter(|value| !value.is_empty());
+        let made = self.headers.iter().enumerate().filter_map(|(at, step)| match &step.value {
+            HeaderText::Of(template) => Some((at, value(template)?)),
+            HeaderText::Fixed(_) => None,
+        });
+        let made = Rendered(made.collect());
+        cx.state.insert(made);
+        Flow::Continue
     }
 
     fn to_upstream(&self, _: &mut RequestContext, req: &mut request::Parts) {
@@ -279,7 +324,7 @@ impl Plugin for Transformer {
     }
 
     fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
-        self.change_headers(&mut res.headers);
+        self.change_headers(&mut res.headers, cx.state.get::<Rendered>().map_or(&[], |rendered| &rendered.0));
         let json = res.headers.get(header::CONTENT_TYPE).is_some_and(|v| v.as_bytes().to_ascii_lowercase().starts_with(b"application/json"));
         if json && !self.json.is_empty() && !res.headers.contains_key(header::CONTENT_ENCODING) && res.status != http::StatusCode::PARTIAL_CONTENT {
             res.headers.remove(header::CONTENT_LENGTH);
@@ -310,6 +355,21 @@ mod tests {
 
     async fn json(config: &str, pieces: &[&'static str]) -> Seen {
         rig(config).upstream_field("content-type", "application/json; charset=utf-8").upstream_body(pieces).run(get("/")).await
+    }
+
+    #[tokio::test]
+    async fn values_may_be_made_of_the_request() {
+        let config = r#"
+add: {headers: ["X-User:$(headers[\"x-login\"] or \"guest\")", "X-None:$(query_params.none)", "X-Twice:a$(query_params.id)b"]}
+replace: {headers: ["X-Path:$(query_params.id)", "X-Absent:$(query_params.id)"]}
+"#;
+        let seen = rig(config).upstream_field("x-path", "old").run(get("/?id=7").with("x-login", "kim")).await;
+        let told = ["x-user", "x-none", "x-twice", "x-path", "x-absent"].map(|name| seen.header(name));
+        assert_eq!(told, [Some("kim"), None, Some("a7b"), Some("7"), None]);
+        // What a client says can not break out of its header.
+        let seen = rig(config).run(get("/?id=7%0D%0AX-Evil:1").with("x-login", "")).await;
+        assert_eq!((seen.header("x-twice"), seen.header("x-evil"), seen.header("x-user")), (None, None, None));
+        assert!(errors("response-transformer", r#"add: {headers: ["X-A:$(os.execute('x'))"]}"#)[0].message.contains("`os` is not supported"));
     }
 
     #[tokio::test]

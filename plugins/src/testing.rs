@@ -10,7 +10,7 @@ use std::sync::{
 use weir_config::{Diagnostic, Node, PluginCatalog, PluginEntry, Span};
 use weir_gateway::{
     BuildEnv, Chain, Chains, ServiceRuntime, Client, Consumer, Environment, Identity, Register, RequestContext, Scheme, chain::Link, client::OwnClient, context::{LogView, SeenBody},
-    metrics::Metrics, plugin::Ending, upstream::Endpoints,
+    metrics::Metrics, plugin::Ending, resilience::{Held, Verdict}, upstream::Endpoints,
 };
 use weir_store::Store;
 
@@ -45,7 +45,7 @@ pub(crate) struct Rig {
 
 pub(crate) fn environment(store: Store) -> Arc<Environment> {
     let cache = weir_cache::Engine::new(store.clone(), weir_cache::EngineOptions::default());
-    Arc::new(Environment { store, cache, client: OwnClient::new(), metrics: Arc::new(Metrics::new()), endpoints: Endpoints::default() })
+    Arc::new(Environment { store, cache, client: OwnClient::new(), metrics: Arc::new(Metrics::new()), endpoints: Endpoints::default(), resilience: Default::default() })
 }
 
 pub(crate) fn entry(name: &str, config: &str) -> PluginEntry {
@@ -58,7 +58,10 @@ pub(crate) fn entry(name: &str, config: &str) -> PluginEntry {
         service: None,
         route: None,
         consumer: None,
+        group: None,
         protocols: vec![],
+        before: vec![],
+        after: vec![],
         instance_name: None,
     }
 }
@@ -102,7 +105,8 @@ impl Rig {
 
     pub fn made(environment: Arc<Environment>, register: &Plugins, consumers: Vec<weir_config::Consumer>, plugins: &[(&str, &str)]) -> Rig {
         let consumers = consumers.into_iter().enumerate().map(|(index, entity)| Arc::new(Consumer { index, entity })).collect();
-        let env = BuildEnv { environment: &environment, scope: "route:test".into(), consumers: &Arc::new(consumers) };
+        let services = ["orders", "spare"].map(|name| (name.to_string(), Arc::new(ServiceRuntime::from_url(name, "http://192.0.2.1", &environment.endpoints).unwrap()))).into();
+        let env = BuildEnv { environment: &environment, scope: "route:test".into(), services: &services, consumers: &Arc::new(consumers) };
         let links = plugins
             .iter()
             .map(|(name, config)| {
@@ -185,7 +189,23 @@ impl Rig {
         if self.chains.wants_log_view() {
             cx.log_view = Some(LogView::new(&req));
         }
-        let (chain, reply) = self.chains.request(&mut cx, &mut req).await;
+        let (chain, mut reply) = self.chains.request(&mut cx, &mut req).await;
+        if let Some(check) = reply.as_mut().and_then(|reply| reply.check.take()) {
+            let mut hash = check.so_far;
+            hash.read_ahead(&ask.body);
+            if hash.finish() != check.expected {
+                reply = Some(check.otherwise);
+            }
+        }
+        if reply.is_none() && self.upstream != Upstream::Away {
+            if let Some(hash) = &mut cx.body_hash {
+                hash.read_ahead(&ask.body);
+                hash.complete = true;
+            }
+            if let Some(gate) = cx.before_send.take() {
+                reply = gate.before_send().await.err();
+            }
+        }
         let mut sent = None;
         let mut ending = Ending::NotSent;
         let (mut parts, body): (response::Parts, Vec<Bytes>) = match reply {
@@ -201,7 +221,13 @@ impl Rig {
                     view.upstream_uri = Some(req.uri.to_string());
                 }
                 sent = Some(req);
+                let guard = cx.guard.clone();
+                let mut pass = match (&guard, &cx.service) {
+                    (Some(guard), Some(service)) => guard.enter(service, None).unwrap_or_else(|_| panic!("the circuit is open")),
+                    _ => None,
+                };
                 if self.upstream == Upstream::Away {
+                    pass.iter_mut().for_each(|pass| pass.tell(Verdict::Failure));
                     (status_only(502), vec![])
                 } else {
                     self.calls.fetch_add(1, SeqCst);
@@ -218,6 +244,9 @@ impl Rig {
                         view.upstream_status = Some(self.status);
                     }
                     let mut parts = status_only(self.status);
+                    let mut held = Held::default();
+                    held.answered(guard.as_deref(), pass, parts.status, cx.times.upstream.unwrap_or_default());
+                    held.over(self.upstream != Upstream::Dies);
                     for (name, value) in &self.fields {
                         parts.headers.append(*name, HeaderValue::from_str(value).unwrap());
                     }
@@ -274,7 +303,7 @@ pub(crate) struct Ask {
     request: Request<()>,
     body: Bytes,
     client: Client,
-    identity: Option<Identity>,
+    identity: Option<Arc<Identity>>,
     consumer: Option<Arc<weir_gateway::Consumer>>,
 }
 
@@ -323,8 +352,14 @@ impl Ask {
         self
     }
 
+    /// With a verified token that has these claims.
+    pub fn claiming(mut self, claims: serde_json::Value) -> Ask {
+        self.identity = Some(Arc::new(Identity { claims: claims.as_object().cloned().map(Arc::new), ..Identity::default() }));
+        self
+    }
+
     pub fn known_as(mut self, subject: &str, credential: Option<&str>) -> Ask {
-        self.identity = Some(Identity { subject: subject.into(), credential: credential.map(Into::into), claims: None });
+        self.identity = Some(Arc::new(Identity { subject: subject.into(), credential: credential.map(Into::into), claims: None }));
         self
     }
 }

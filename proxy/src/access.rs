@@ -4,6 +4,7 @@
 use http::{Method, Uri};
 use parking_lot::Mutex;
 use std::{
+    borrow::Cow,
     cell::RefCell,
     io::Write,
     net::IpAddr,
@@ -103,6 +104,8 @@ impl AccessLog {
             return;
         }
         let report = cx.report.as_ref();
+        let reason = cx.failure.or(report.and_then(|r| r.detail)).unwrap_or("-");
+        let because = report.and_then(|r| r.because).filter(|_| cx.failure.is_none());
         self.line(&Line {
             door,
             client: cx.client.ip,
@@ -115,7 +118,7 @@ impl AccessLog {
             time: cx.times.total.unwrap_or_default(),
             answered_by: cx.answered_by,
             cache: report.map_or("-", |r| r.verdict.word()),
-            reason: cx.failure.or(report.and_then(|r| r.detail)).unwrap_or("-"),
+            reason: &because.map_or(Cow::Borrowed(reason), |because| Cow::Owned(format!("{reason}:{because}"))),
             endpoint: cx.endpoint.as_ref().map_or("-", |e| e.name.as_str()),
             tries: cx.tries,
             id: cx.id.as_str(),

@@ -19,7 +19,6 @@
 use crate::h1::Peeked;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request};
 use percent_encoding::percent_decode_str;
-use std::borrow::Cow;
 
 /// The kinds of requests, and what each means for the cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -135,7 +134,7 @@ pub fn classify(req: &request::Parts, rules: &ClassifyRules) -> Classified {
 /// [`Class::Document`] and no monitor for the same request; in doubt `false`.
 pub fn is_plain_document(head: &Peeked<'_>, rules: &ClassifyRules) -> bool {
     let path = head.path;
-    bad_path(path).is_none()
+    weir_cache::keys::ambiguity(path).is_none()
         && !HEALTH_PATHS.contains(&path)
         && !is_api(path, rules)
         && memchr::memmem::find(path.as_bytes(), b"/_next/").is_none()
@@ -168,7 +167,7 @@ fn reject(req: &request::Parts, rules: &ClassifyRules) -> Option<(StatusCode, &'
     {
         return bad("ambiguous RSC header");
     }
-    if let Some(reason) = bad_path(req.uri.path()) {
+    if let Some(reason) = weir_cache::keys::ambiguity(req.uri.path()) {
         return bad(reason);
     }
     if req.method == Method::POST {
@@ -187,35 +186,6 @@ fn is_http2_offer(value: &[u8]) -> bool {
     value.split(|b| *b == b',').map(<[u8]>::trim_ascii).all(|protocol| {
         [&b"h2c"[..], b"h2", b"http/2.0"].iter().any(|offer| protocol.eq_ignore_ascii_case(offer))
     })
-}
-
-/// Paths that two programs could take for different pages.
-fn bad_path(path: &str) -> Option<&'static str> {
-    let bytes = path.as_bytes();
-    if memchr::memchr(b'\\', bytes).is_some() {
-        return Some("backslash in the path");
-    }
-    if memchr::memmem::find(bytes, b"//").is_some() {
-        return Some("empty segment in the path");
-    }
-    let mut escaped = false;
-    for at in memchr::memchr_iter(b'%', bytes) {
-        escaped = true;
-        match bytes.get(at + 1..at + 3) {
-            Some([b'5', b'c' | b'C']) => return Some("escaped backslash in the path"),
-            Some([b'2', b'f' | b'F']) => return Some("escaped slash in the path"),
-            Some(b"00") => return Some("escaped NUL in the path"),
-            _ => {}
-        }
-    }
-    let dots = |segment: &str| {
-        let segment = if escaped { percent_decode_str(segment).collect() } else { Cow::Borrowed(segment.as_bytes()) };
-        matches!(&*segment, b"." | b"..")
-    };
-    if memchr::memchr2(b'.', b'%', bytes).is_some() && path.split('/').any(dots) {
-        return Some("dot segment in the path");
-    }
-    None
 }
 
 fn is_action_id(id: &[u8]) -> bool {
@@ -402,33 +372,6 @@ fn is_internal(name: &str, next_data: bool) -> bool {
         Some(b'f') => name == "forwarded",
         _ => false,
     }
-}
-
-/// Removes the query's keys that belong to Next.js' inner workings (`nxtP…`, `nxtI…`, `__next…`, also in percent-encoding); everything
-/// else stays byte for byte.
-pub fn strip_internal_query(query: &str) -> Cow<'_, str> {
-    if !query.split('&').any(is_internal_key) {
-        return Cow::Borrowed(query);
-    }
-    let kept: Vec<&str> = query.split('&').filter(|pair| !is_internal_key(pair)).collect();
-    Cow::Owned(kept.join("&"))
-}
-
-fn is_internal_key(pair: &str) -> bool {
-    // Only these, plain or escaped, can begin such a key.
-    if !matches!(pair.as_bytes().first(), Some(b'n' | b'_' | b'%')) {
-        return false;
-    }
-    let key = pair.split('=').next().unwrap_or_default();
-    let mut decoded = percent_decode_str(key);
-    let mut start = [0; 6];
-    let mut length = 0;
-    for (slot, byte) in start.iter_mut().zip(&mut decoded) {
-        *slot = byte;
-        length += 1;
-    }
-    let start = &start[..length];
-    start.starts_with(b"nxtP") || start.starts_with(b"nxtI") || start.starts_with(b"__next")
 }
 
 /// Removes what an answer tells of the site's inner workings. Two fields stay where a browser's router reads them: `X-Middleware-Skip`

@@ -1,36 +1,46 @@
 //! Connections to upstreams: pingora's connector opens them, a list per thread keeps them. A thread's connections are never shared,
-//! so that taking one costs no lock.
+//! so that taking one costs no lock. HTTP/1.1 connections carry one request at a time; an HTTP/2 connection carries many.
 
-use crate::wire::Wire;
+use crate::{stream::Socket, wire::Wire};
+use bytes::Bytes;
+use h2::client::SendRequest;
 use pingora::{
     connectors::{ConnectorOptions, TransportConnector},
+    protocols::Stream,
     upstreams::peer::HttpPeer,
 };
+use rustls::{ClientConfig, pki_types::ServerName};
 use std::{
     cell::RefCell,
     collections::{HashMap, VecDeque},
+    hash::{Hash, Hasher},
     net::SocketAddr,
-    sync::Arc,
-    task::{Context, Waker},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+    },
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::time::Instant;
 use weir_cache::FetchError;
-use weir_gateway::{ServiceRuntime, upstream::Endpoint};
+use weir_gateway::{ServiceRuntime, Spoken, upstream::Endpoint};
 
 /// Kept shorter than the idle time after which usual servers close.
 const IDLE: Duration = Duration::from_secs(50);
 /// Idle connections kept a thread and peer.
 const MAX_IDLE: usize = 128;
+/// Requests at once on an HTTP/2 connection, where the upstream allows more.
+const MAX_STREAMS: usize = 100;
+/// Bytes that an upstream may send ahead: of one answer, and of a connection's all.
+const WINDOWS: (u32, u32) = (1024 * 1024, 8 * 1024 * 1024);
 
-/// The connector, with the system's root certificates. A machine without any (a bare container) can still reach upstreams in cleartext;
-/// `https` upstreams then fail their verification, one by one and with a reason.
+/// The connector. TLS is not its matter: it would make a configuration for every connection.
 pub fn connector() -> TransportConnector {
-    // Pingora's own loading ends the program when there are none.
+    // Pingora loads the system's authorities, and ends the program when there are none.
     match rustls_native_certs::load_native_certs() {
         Ok(_) => TransportConnector::new(None),
-        Err(error) => {
-            tracing::warn!(%error, "no root certificates: https upstreams can not be verified");
+        Err(_) => {
             let none = std::env::temp_dir().join(format!("weir-no-roots-{}.pem", std::process::id()));
             let written = std::fs::write(&none, b"");
             let options = ConnectorOptions { ca_file: written.ok().map(|()| none.display().to_string()), ..ConnectorOptions::new(MAX_IDLE) };
@@ -45,30 +55,123 @@ pub fn connector() -> TransportConnector {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PeerKey {
     endpoint: String,
-    /// Server name and whether it was verified, for TLS.
-    tls: Option<(String, bool)>,
+    tls: Option<(Same, ServerName<'static>)>,
+    spoken: Spoken,
+}
+
+/// A TLS configuration, equal only to itself: it holds authorities, certificate and what is verified.
+#[derive(Debug, Clone)]
+struct Same(Arc<ClientConfig>);
+
+impl PartialEq for Same {
+    fn eq(&self, other: &Same) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Same {}
+
+impl Hash for Same {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
 }
 
 impl PeerKey {
     /// The key of a service's connections to an endpoint.
     pub fn new(service: &ServiceRuntime, endpoint: &Endpoint) -> Arc<PeerKey> {
-        Arc::new(PeerKey { endpoint: endpoint.name.clone(), tls: service.tls.then(|| (service.host.clone(), service.tls_verify)) })
+        let tls = service.tls.as_ref().map(|tls| (Same(tls.config.clone()), tls.name.clone()));
+        Arc::new(PeerKey { endpoint: endpoint.name.clone(), tls, spoken: service.spoken })
     }
 }
 
-type Idle = VecDeque<(Instant, Wire)>;
-thread_local!(static POOL: RefCell<HashMap<Arc<PeerKey>, Idle>> = RefCell::new(HashMap::new()));
+/// A connection that is ready for a request.
+pub enum Connection {
+    /// HTTP/1.1, for this request alone.
+    Http1(Wire),
+    /// A place on an HTTP/2 connection.
+    Http2(Multiplexed),
+}
 
-/// An idle connection that looks alive.
-pub fn reuse(key: &Arc<PeerKey>) -> Option<Wire> {
+/// A place on an HTTP/2 connection, given back when it is dropped.
+pub struct Multiplexed {
+    /// Sends the request.
+    pub send: SendRequest<Bytes>,
+    /// `http` or `https`.
+    pub scheme: &'static str,
+    state: Arc<State>,
+}
+
+#[derive(Default)]
+struct State {
+    open: AtomicUsize,
+    over: AtomicBool,
+}
+
+impl Multiplexed {
+    /// No request is put on this connection any more.
+    pub fn condemn(&self) {
+        self.state.over.store(true, Relaxed);
+    }
+}
+
+impl Drop for Multiplexed {
+    fn drop(&mut self) {
+        self.state.open.fetch_sub(1, Relaxed);
+    }
+}
+
+/// An HTTP/2 connection in the list.
+struct Shared {
+    send: SendRequest<Bytes>,
+    scheme: &'static str,
+    state: Arc<State>,
+    used: Instant,
+}
+
+impl Shared {
+    fn place(&mut self) -> Option<Multiplexed> {
+        let most = self.send.current_max_send_streams().min(MAX_STREAMS);
+        if self.state.open.load(Relaxed) >= most {
+            return None;
+        }
+        self.state.open.fetch_add(1, Relaxed);
+        self.used = Instant::now();
+        Some(Multiplexed { send: self.send.clone(), scheme: self.scheme, state: self.state.clone() })
+    }
+
+    fn lives(&mut self) -> bool {
+        let fits = !self.state.over.load(Relaxed) && (self.used.elapsed() < IDLE || self.state.open.load(Relaxed) > 0);
+        fits && !matches!(self.send.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
+    }
+}
+
+#[derive(Default)]
+struct Peers {
+    idle: VecDeque<(Instant, Wire)>,
+    shared: Vec<Shared>,
+    /// Held while a connection is opened that others may use too.
+    opening: Arc<tokio::sync::Mutex<()>>,
+}
+
+thread_local!(static POOL: RefCell<HashMap<Arc<PeerKey>, Peers>> = RefCell::new(HashMap::new()));
+
+/// An idle connection that looks alive, or a place on one.
+pub fn reuse(key: &Arc<PeerKey>) -> Option<Connection> {
     POOL.with_borrow_mut(|pool| {
-        let idle = pool.get_mut(key)?;
-        while let Some((since, mut wire)) = idle.pop_back() {
+        let peers = pool.get_mut(key)?;
+        if !peers.shared.is_empty() {
+            peers.shared.retain_mut(Shared::lives);
+            if let Some(place) = peers.shared.iter_mut().find_map(Shared::place) {
+                return Some(Connection::Http2(place));
+            }
+        }
+        while let Some((since, mut wire)) = peers.idle.pop_back() {
             // On a live idle connection this poll makes no system call: the runtime knows that nothing arrived. An end of stream or
             // stray bytes make the connection useless. What it can not see yet is covered by the retry rule.
             let quiet = wire.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending();
             if quiet && since.elapsed() < IDLE {
-                return Some(wire);
+                return Some(Connection::Http1(wire));
             }
         }
         None
@@ -81,7 +184,7 @@ pub fn keep(key: Arc<PeerKey>, wire: Wire) {
         return; // bytes that no request asked for: never trust the connection again
     }
     POOL.with_borrow_mut(|pool| {
-        let idle = pool.entry(key).or_default();
+        let idle = &mut pool.entry(key).or_default().idle;
         while idle.len() >= MAX_IDLE || idle.front().is_some_and(|(since, _)| since.elapsed() >= IDLE) {
             idle.pop_front();
         }
@@ -89,46 +192,89 @@ pub fn keep(key: Arc<PeerKey>, wire: Wire) {
     });
 }
 
-/// Opens a connection.
+fn failed(kind: &'static str, reason: String, status: http::StatusCode) -> FetchError {
+    FetchError { kind, reason, status }
+}
+
+/// Opens a connection, or finds that another request has just opened one with room.
 ///
 /// Errors: 502 `dns`, `connect` or `tls`, 504 `connect-timeout`.
-pub async fn connect(connector: &TransportConnector, service: &ServiceRuntime, endpoint: &Endpoint) -> Result<Wire, FetchError> {
-    let failed = |kind, reason: String, status| FetchError { kind, reason, status };
-    let addresses = endpoint
-        .addresses()
-        .await
-        .map_err(|e| failed("dns", format!("{} does not resolve: {e}", endpoint.host), http::StatusCode::BAD_GATEWAY))?;
-    let deadline = Instant::now() + service.connect_timeout;
-    let mut last = None;
-    for address in addresses.into_iter().take(4) {
-        let peer = peer(service, address);
-        match tokio::time::timeout_at(deadline, connector.new_stream(&peer)).await {
-            Ok(Ok(stream)) => return Ok(Wire::new(stream)),
-            Ok(Err(error)) => last = Some(error),
-            Err(_) => {
-                let reason = format!("no connection to {} within {:?}", endpoint.name, service.connect_timeout);
-                return Err(failed("connect-timeout", reason, http::StatusCode::GATEWAY_TIMEOUT));
+pub async fn connect(connector: &TransportConnector, service: &ServiceRuntime, endpoint: &Endpoint) -> Result<Connection, FetchError> {
+    if service.spoken == Spoken::Http1 {
+        return Ok(Connection::Http1(Wire::new(open(connector, service, endpoint).await?.0)));
+    }
+    let key = PeerKey::new(service, endpoint);
+    let opening = POOL.with_borrow_mut(|pool| pool.entry(key.clone()).or_default().opening.clone());
+    // A burst of first requests shares one connection.
+    let _alone = opening.lock().await;
+    if let Some(connection @ Connection::Http2(_)) = reuse(&key) {
+        return Ok(connection);
+    }
+    let (stream, http2) = open(connector, service, endpoint).await?;
+    if !http2 {
+        return Ok(Connection::Http1(Wire::new(stream)));
+    }
+    let scheme = if service.tls.is_some() { "https" } else { "http" };
+    let mut builder = h2::client::Builder::new();
+    builder.enable_push(false).initial_window_size(WINDOWS.0).initial_connection_window_size(WINDOWS.1).max_header_list_size(64 * 1024);
+    let handshake = tokio::time::timeout(service.connect_timeout, builder.handshake(stream)).await;
+    let Ok(Ok((send, connection))) = handshake else {
+        return Err(failed("connect", format!("{} does not speak HTTP/2", endpoint.name), http::StatusCode::BAD_GATEWAY));
+    };
+    let state = Arc::new(State::default());
+    let over = state.clone();
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "an HTTP/2 connection to an upstream broke");
+        }
+        over.over.store(true, Relaxed);
+    });
+    let mut shared = Shared { send, scheme, state, used: Instant::now() };
+    let Some(place) = shared.place() else {
+        return Err(failed("connect", format!("{} allows no requests", endpoint.name), http::StatusCode::BAD_GATEWAY));
+    };
+    POOL.with_borrow_mut(|pool| pool.entry(key).or_default().shared.push(shared));
+    Ok(Connection::Http2(place))
+}
+
+/// Opens a stream; whether HTTP/2 is to be spoken on it.
+async fn open(connector: &TransportConnector, service: &ServiceRuntime, endpoint: &Endpoint) -> Result<(Stream, bool), FetchError> {
+    let bad = http::StatusCode::BAD_GATEWAY;
+    let addresses = endpoint.addresses().await.map_err(|e| failed("dns", format!("{} does not resolve: {e}", endpoint.host), bad))?;
+    let opening = async {
+        let mut last = failed("connect", format!("{} has no address", endpoint.name), bad);
+        for address in addresses.into_iter().take(4) {
+            let stream = match connector.new_stream(&peer(service, address)).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    last = failed("connect", format!("{}: {}", endpoint.name, error.etype().as_str()), bad);
+                    continue;
+                }
+            };
+            let Some(tls) = &service.tls else { return Ok((stream, service.spoken == Spoken::Http2)) };
+            match tokio_rustls::TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), stream).await {
+                Ok(stream) => {
+                    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+                    if !http2 && service.spoken == Spoken::Http2 {
+                        last = failed("tls", format!("{} does not offer HTTP/2", endpoint.name), bad);
+                        continue;
+                    }
+                    return Ok((Box::new(Socket(stream)) as Stream, http2));
+                }
+                Err(error) => last = failed("tls", format!("{}: {error}", endpoint.name), bad),
             }
         }
-    }
-    let (kind, reason) = match last {
-        Some(error) => {
-            let kind = match error.etype() {
-                pingora::ErrorType::TLSHandshakeFailure | pingora::ErrorType::InvalidCert | pingora::ErrorType::TLSHandshakeTimedout => "tls",
-                _ => "connect",
-            };
-            (kind, format!("{}: {}", endpoint.name, error.etype().as_str()))
-        }
-        None => ("connect", format!("{} has no address", endpoint.name)),
+        Err(last)
     };
-    Err(failed(kind, reason, http::StatusCode::BAD_GATEWAY))
+    tokio::time::timeout(service.connect_timeout, opening).await.unwrap_or_else(|_| {
+        let reason = format!("no connection to {} within {:?}", endpoint.name, service.connect_timeout);
+        Err(failed("connect-timeout", reason, http::StatusCode::GATEWAY_TIMEOUT))
+    })
 }
 
 fn peer(service: &ServiceRuntime, address: SocketAddr) -> HttpPeer {
-    let mut peer = HttpPeer::new(address, service.tls, service.host.clone());
+    let mut peer = HttpPeer::new(address, false, String::new());
     peer.options.connection_timeout = Some(service.connect_timeout);
     peer.options.total_connection_timeout = Some(service.connect_timeout);
-    peer.options.verify_cert = service.tls_verify;
-    peer.options.verify_hostname = service.tls_verify;
     peer
 }

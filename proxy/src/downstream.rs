@@ -1,8 +1,9 @@
 //! The client's side of an exchange, whatever the protocol. The pipeline is written against this trait and never sees a socket, so
 //! that HTTP/1.1, HTTP/2 and Weir's own warm-up requests can not drift apart.
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use http::response;
+use http::{HeaderMap, response};
 use std::future::Future;
 
 /// What the request announces about its body.
@@ -69,6 +70,19 @@ pub trait Downstream: Send {
         async { Ok(()) }
     }
 
+    /// The request's body as a stream of its own, where the protocol has two directions at once. From then on `read` gives nothing.
+    fn take_body(&mut self) -> Option<Box<dyn RequestStream>> {
+        None
+    }
+
+    /// What followed the request's body, once that was read to its end.
+    fn request_trailers(&mut self) -> Option<HeaderMap> {
+        None
+    }
+
+    /// What follows the answer's body: `end` sends it where protocol and client allow that (RFC 9110 section 6.5).
+    fn trailers(&mut self, _trailers: HeaderMap) {}
+
     /// The body is complete.
     fn end(&mut self) -> impl Future<Output = Result<(), ClientError>> + Send;
 
@@ -77,6 +91,16 @@ pub trait Downstream: Send {
 
     /// Gives the raw bytes after a `101`; what the client sent already is in front. `None` where the protocol has no such thing.
     fn upgrade(&mut self) -> Option<Raw<'_>>;
+}
+
+/// A request's body that flows while its answer flows.
+#[async_trait]
+pub trait RequestStream: Send {
+    /// The next piece; `None` at the end.
+    async fn read(&mut self) -> Result<Option<Bytes>, ClientError>;
+
+    /// What followed the body.
+    fn trailers(&mut self) -> Option<HeaderMap>;
 }
 
 /// The two directions of an upgraded connection.

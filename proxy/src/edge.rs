@@ -15,8 +15,8 @@ use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header, request};
 use std::sync::Arc;
 use weir_cache::{Report, Verdict};
-use weir_config::{ApiTarget, GuestIssue};
-use weir_gateway::{Chain, Reply, Scheme};
+use weir_config::{ApiTarget, GuestIssue, HeaderNames};
+use weir_gateway::{Chain, Reply, Scheme, ServiceRuntime, resilience::Priority};
 
 /// What a fill asks for: the page as a browser without history would.
 const FILL_ACCEPT: &str = "text/html,application/xhtml+xml";
@@ -32,6 +32,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         key: edge.config.headers.key,
         cache_status: edge.config.headers.cache_status,
         strip_site: true,
+        times: HeaderNames::Off,
     };
     if request.method.as_str() == "PURGE" {
         return purge(work, edge, &request).await;
@@ -58,7 +59,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     if let Some(query) = request.uri.query()
         && !matches!(told.class, Class::Static | Class::Image)
     {
-        let kept = classify::strip_internal_query(query);
+        let kept = weir_cache::keys::strip_internal(query);
         if kept != query {
             let text = if kept.is_empty() { request.uri.path().to_string() } else { format!("{}?{kept}", request.uri.path()) };
             if let Ok(uri) = text.parse() {
@@ -67,6 +68,9 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         }
     }
     let visitor = whose(work, edge, &mut request, told).await;
+    if visitor == Who::Guest {
+        work.cx.priority = Some(Priority::Low);
+    }
     if told.api {
         match (&edge.config.api, &edge.api) {
             (ApiTarget::Gateway, _) => return gateway::handle(work, request).await,
@@ -98,7 +102,13 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
             work.private = true;
             work.bypass("draft");
         }
-        class => work.bypass(name(class)),
+        class => {
+            if !request.method.is_safe() {
+                let https = work.cx.client.scheme == Scheme::Https;
+                work.cx.state.insert(purging::Unsafe { https, host: work.cx.client.host.clone(), uri: request.uri.clone() });
+            }
+            work.bypass(name(class));
+        }
     }
     pass(work, edge, request).await;
 }
@@ -189,6 +199,10 @@ async fn watched<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, reques
 
 /// A document that a rule wants cached.
 async fn page<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: request::Parts, plan: PagePlan<'_>) {
+    if spare(edge).is_some() && work.weir.environment.cache.peek(&plan.plan.epoch, &plan.plan.key).is_none() {
+        work.bypass("circuit-open");
+        return pass(work, edge, request).await;
+    }
     let none = Arc::new(Chain::default());
     let fetch = OriginFetch {
         weir: work.weir.clone(),
@@ -198,6 +212,7 @@ async fn page<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: 
         client: work.cx.client.clone(),
         route: None,
         page: true,
+        guard: None,
     };
     work.cx.service = Some(edge.origin.clone());
     if let Some(report) = work.through_cache(&none, &plan.plan, &request, fetch, false).await {
@@ -238,14 +253,22 @@ fn fill_request<D>(work: &Work<'_, D>, plan: &PagePlan<'_>) -> request::Parts {
 /// To the origin and back, streamed, with the visitor's own fields.
 async fn pass<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, mut request: request::Parts) {
     gateway::forwarded(&mut request.headers, &work.cx);
-    work.cx.service = Some(edge.origin.clone());
-    if !edge.origin.path.is_empty() {
+    let service = spare(edge).unwrap_or(&edge.origin);
+    work.cx.service = Some(service.clone());
+    if !service.path.is_empty() {
         let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
-        if let Ok(uri) = format!("{}{path}", edge.origin.path).parse() {
+        if let Ok(uri) = format!("{}{path}", service.path).parse() {
             request.uri = uri;
         }
     }
-    work.forward(&Chain::default(), &edge.origin, request).await;
+    work.forward(&Chain::default(), service, request).await;
+}
+
+/// The service that answers while the origin's circuit is open, if there is one.
+fn spare(edge: &EdgeRules) -> Option<&Arc<ServiceRuntime>> {
+    let guard = edge.origin.care.guard.as_ref()?;
+    let spare = guard.service.as_ref()?;
+    guard.closed_to(&edge.origin, None).map(|_| spare)
 }
 
 fn host_is_served(edge: &EdgeRules, host: &str) -> bool {

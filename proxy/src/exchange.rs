@@ -1,17 +1,19 @@
-//! One try of a request with one upstream connection, in HTTP/1.1.
+//! One try of a request with one upstream connection: in HTTP/1.1 here, in HTTP/2 beside.
 
 use crate::{
-    dial::{self, PeerKey},
+    dial::{self, Connection, PeerKey},
     downstream::{ClientError, Downstream, RequestBody},
+    h2_exchange::{self, H2Body},
     h1::{self, BodyDecoder, BodyEncoder, BodyLength, Decoded, Limits, ResponseHead, ResponseLength},
     wire::Wire,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Method, StatusCode, request, response};
+use http::{HeaderMap, Method, StatusCode, request, response};
 use std::{io, sync::Arc, time::Duration};
 use weir_cache::{BodyReader, FetchError};
-use weir_gateway::upstream::{Endpoint, InFlight};
+use tokio::time::Instant;
+use weir_gateway::{context::BodyHash, resilience::{Held, Until}, upstream::{Endpoint, InFlight}};
 
 /// Heads of answers may be this long.
 const RESPONSE_HEAD: Limits = Limits { max_head: 64 * 1024, max_headers: 200 };
@@ -32,12 +34,14 @@ pub struct Upload<'a, D> {
     pub limit: Option<u64>,
     /// Give the request up when the client vanishes.
     pub abandon: bool,
+    /// Of the whole body, if someone wants to know.
+    pub hash: Option<Box<BodyHash>>,
 }
 
 impl<D: Downstream> Upload<'_, D> {
     /// A request without a body.
     pub fn none() -> Self {
-        Upload { seen: Bytes::new(), whole: true, client: None, length: RequestBody::Empty, taken: 0, limit: None, abandon: true }
+        Upload { seen: Bytes::new(), whole: true, client: None, length: RequestBody::Empty, taken: 0, limit: None, abandon: true, hash: None }
     }
 
     /// Whether the request can be sent once more.
@@ -74,92 +78,189 @@ pub struct Answered {
 
 /// A body on its way from an upstream. Read to its end, the connection goes back to the pool.
 pub struct UpstreamBody {
-    wire: Option<Wire>,
-    decoder: BodyDecoder,
+    from: Option<Source>,
     /// Exact length, if the answer told it.
     pub length: Option<u64>,
     /// Without a body at all.
     pub empty: bool,
+    trailers: Option<HeaderMap>,
+    /// What the request holds until the body is through.
+    pub held: Held,
+    _counted: InFlight,
+}
+
+/// Where a body comes from.
+enum Source {
+    Http1(H1Body),
+    Http2(H2Body),
+}
+
+/// What a body gives: a piece, or the end with what followed it.
+pub(crate) type Piece = Result<Bytes, Option<HeaderMap>>;
+
+struct H1Body {
+    wire: Wire,
+    decoder: BodyDecoder,
     key: Arc<PeerKey>,
     keep: bool,
-    read_timeout: Duration,
-    _counted: InFlight,
+    limits: TryLimits,
 }
 
 impl UpstreamBody {
     /// The raw connection, after a 101.
     pub fn into_wire(mut self) -> Option<Wire> {
-        self.wire.take()
+        match self.from.take()? {
+            Source::Http1(body) => Some(body.wire),
+            Source::Http2(_) => None,
+        }
+    }
+
+    /// A body that comes by HTTP/2.
+    pub(crate) fn http2(body: H2Body, length: Option<u64>, empty: bool, counted: InFlight) -> UpstreamBody {
+        UpstreamBody { from: Some(Source::Http2(body)), length, empty, trailers: None, held: Held::default(), _counted: counted }
     }
 }
 
 #[async_trait]
 impl BodyReader for UpstreamBody {
     async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
-        let Some(wire) = &mut self.wire else { return Ok(None) };
-        loop {
-            match self.decoder.decode(&mut wire.received) {
-                Ok(Decoded::Data(data)) => return Ok(Some(data)),
-                Ok(Decoded::End { .. }) => {
-                    if let (true, Some(wire)) = (self.keep, self.wire.take()) {
-                        dial::keep(self.key.clone(), wire);
-                    }
-                    return Ok(None);
+        let next = match &mut self.from {
+            None => return Ok(None),
+            Some(Source::Http1(body)) => body.chunk().await,
+            Some(Source::Http2(body)) => body.chunk().await,
+        };
+        match next {
+            Ok(Ok(piece)) => Ok(Some(piece)),
+            Ok(Err(trailers)) => {
+                if let Some(Source::Http1(body)) = self.from.take()
+                    && body.keep
+                {
+                    dial::keep(body.key, body.wire);
                 }
-                Ok(Decoded::NeedMore) => {}
-                Err(error) => {
-                    self.wire = None;
-                    return Err(broken("framing", format!("the upstream's body is malformed: {error}")));
-                }
+                self.trailers = trailers;
+                self.held.over(true);
+                Ok(None)
             }
-            wire.deadline.set(self.read_timeout);
-            match wire.fill().await {
+            Err(error) => {
+                self.from = None;
+                if error.kind != CALLERS_DEADLINE {
+                    self.held.over(false);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn trailers(&mut self) -> Option<HeaderMap> {
+        self.trailers.take()
+    }
+}
+
+impl H1Body {
+    async fn chunk(&mut self) -> Result<Piece, FetchError> {
+        loop {
+            match self.decoder.decode(&mut self.wire.received) {
+                Ok(Decoded::Data(data)) => return Ok(Ok(data)),
+                Ok(Decoded::End { trailers }) => return Ok(Err(trailers)),
+                Ok(Decoded::NeedMore) => {}
+                Err(error) => return Err(broken("framing", format!("the upstream's body is malformed: {error}"))),
+            }
+            self.limits.begin(&mut self.wire, Wait::Idle);
+            match self.wire.fill().await {
                 Ok(0) => {
-                    self.wire = None;
-                    return match self.decoder.eof() {
-                        Ok(()) => Ok(None),
-                        Err(_) => Err(broken("truncated", "the upstream closed in the middle of its answer".into())),
-                    };
+                    // Only a body that ends with its connection is whole now, and such a connection is not kept.
+                    let whole = self.decoder.eof().is_ok();
+                    return if whole { Ok(Err(None)) } else { Err(broken("truncated", "the upstream closed in the middle of its answer".into())) };
                 }
                 Ok(_) => {}
-                Err(error) => {
-                    self.wire = None;
-                    return Err(read_error(&error, self.read_timeout));
-                }
+                Err(error) => return Err(self.limits.error(&error, Wait::Idle)),
             }
         }
     }
 }
 
-fn broken(kind: &'static str, reason: String) -> FetchError {
+pub(crate) fn broken(kind: &'static str, reason: String) -> FetchError {
     FetchError { kind, reason, status: StatusCode::BAD_GATEWAY }
 }
 
-fn read_error(error: &io::Error, timeout: Duration) -> FetchError {
-    match error.kind() {
-        io::ErrorKind::TimedOut => FetchError {
-            kind: "timeout",
-            reason: format!("no answer from the upstream within {timeout:?}"),
-            status: StatusCode::GATEWAY_TIMEOUT,
-        },
-        io::ErrorKind::UnexpectedEof => broken("closed", "the upstream closed without an answer".into()),
-        _ => broken("reset", format!("the connection to the upstream broke: {}", error.kind())),
-    }
-}
+/// The kind of an error that means: the caller gave less time than it took.
+pub const CALLERS_DEADLINE: &str = "client-deadline";
 
 /// Time limits of a try.
 #[derive(Clone, Copy)]
 pub struct TryLimits {
     /// Between two writes.
     pub write: Duration,
-    /// Between two reads, and for the head.
+    /// Between two reads.
     pub read: Duration,
+    /// For the head of the answer, once the request is sent.
+    pub first_byte: Duration,
+    /// For everything.
+    pub until: Option<Until>,
 }
 
-/// Sends the request on `wire` and waits for the head of its answer. While the body goes up, an early answer is seen; while waiting,
-/// a client that vanished is noticed.
+/// What a try waits for.
+#[derive(Clone, Copy)]
+pub(crate) enum Wait {
+    /// That the upstream takes more.
+    Write,
+    /// The client's next piece. The client's own deadline limits that.
+    Client,
+    /// The head of the answer, since this moment.
+    Head(Instant),
+    /// The next piece of the answer.
+    Idle,
+}
+
+impl TryLimits {
+    /// Sets the deadline of a wait that begins now.
+    fn begin(&self, wire: &mut Wire, wait: Wait) {
+        wire.deadline.set(self.time(wait));
+    }
+
+    /// How long a wait that begins now may take.
+    pub(crate) fn time(&self, wait: Wait) -> Duration {
+        let after = match wait {
+            Wait::Write => self.write,
+            Wait::Client => Duration::from_secs(86_400),
+            Wait::Head(since) => self.first_byte.saturating_sub(since.elapsed()),
+            Wait::Idle => self.read,
+        };
+        match self.until {
+            Some(until) => after.min(until.left(Instant::now())),
+            None => after,
+        }
+    }
+
+    /// What an error during a wait means.
+    pub(crate) fn error(&self, error: &io::Error, wait: Wait) -> FetchError {
+        match error.kind() {
+            io::ErrorKind::TimedOut => match self.until.filter(|until| until.left(Instant::now()).is_zero()) {
+                Some(until) => over(until),
+                None => {
+                    let (kind, reason) = match wait {
+                        Wait::Write | Wait::Client => ("write-timeout", format!("the upstream took nothing of the request within {:?}", self.write)),
+                        Wait::Head(_) => ("first-byte-timeout", format!("no answer from the upstream within {:?}", self.first_byte)),
+                        Wait::Idle => ("idle-timeout", format!("nothing more of the upstream's answer within {:?}", self.read)),
+                    };
+                    FetchError { kind, reason, status: StatusCode::GATEWAY_TIMEOUT }
+                }
+            },
+            io::ErrorKind::UnexpectedEof => broken("closed", "the upstream closed without an answer".into()),
+            _ => broken("reset", format!("the connection to the upstream broke: {}", error.kind())),
+        }
+    }
+}
+
+/// The total is over.
+pub fn over(until: Until) -> FetchError {
+    let (kind, reason) = if until.callers { (CALLERS_DEADLINE, "the caller's time is over") } else { ("deadline", "the time for the whole request is over") };
+    FetchError { kind, reason: reason.into(), status: StatusCode::GATEWAY_TIMEOUT }
+}
+
+/// Sends the request on a connection and waits for the head of its answer.
 pub async fn attempt<D: Downstream>(
-    mut wire: Wire,
+    connection: Connection,
     reused: bool,
     request: &request::Parts,
     upload: &mut Upload<'_, D>,
@@ -168,6 +269,23 @@ pub async fn attempt<D: Downstream>(
     limits: TryLimits,
 ) -> Result<Answered, TryError> {
     let counted = InFlight::on(endpoint);
+    match connection {
+        Connection::Http1(wire) => attempt_http1(wire, reused, request, upload, counted, key, limits).await,
+        Connection::Http2(place) => h2_exchange::attempt(place, reused, request, upload, counted, limits).await,
+    }
+}
+
+/// Sends the request on `wire` and waits for the head of its answer. While the body goes up, an early answer is seen; while waiting,
+/// a client that vanished is noticed.
+async fn attempt_http1<D: Downstream>(
+    mut wire: Wire,
+    reused: bool,
+    request: &request::Parts,
+    upload: &mut Upload<'_, D>,
+    counted: InFlight,
+    key: Arc<PeerKey>,
+    limits: TryLimits,
+) -> Result<Answered, TryError> {
     let upstream = |error: FetchError, unanswered| TryError::Upstream { error, unanswered, reused };
     let length = match upload.length {
         RequestBody::Empty => BodyLength::None,
@@ -187,15 +305,16 @@ pub async fn attempt<D: Downstream>(
         encoder.finish(&mut first).map_err(|_| TryError::Client(ClientError::Malformed))?;
         sent_all = true;
     }
-    wire.deadline.set(limits.write);
+    limits.begin(&mut wire, Wait::Write);
     let mut answered_early = match wire.write_unless_answered(&head, &first).await {
         Ok(all) => !all,
         Err(error) => {
             let unanswered = wire.received.is_empty();
-            return Err(upstream(read_error(&error, limits.write), unanswered));
+            return Err(upstream(limits.error(&error, Wait::Write), unanswered));
         }
     };
     let mut client_done = sent_all;
+    let mut sent_at = Instant::now();
     loop {
         match parse(&mut wire, &request.method) {
             Ok(Some(head)) if head.parts.status.is_informational() && head.parts.status != StatusCode::SWITCHING_PROTOCOLS => {
@@ -211,7 +330,8 @@ pub async fn attempt<D: Downstream>(
             Err(error) => return Err(upstream(error, false)),
         }
         if client_done || answered_early {
-            wire.deadline.set(limits.read);
+            let head = Wait::Head(sent_at);
+            limits.begin(&mut wire, head);
             let filled = match upload.client.as_deref_mut() {
                 Some(client) if upload.abandon => tokio::select! {
                     biased;
@@ -223,12 +343,12 @@ pub async fn attempt<D: Downstream>(
             match filled {
                 Ok(0) => {
                     let unanswered = wire.received.is_empty();
-                    return Err(upstream(read_error(&io::ErrorKind::UnexpectedEof.into(), limits.read), unanswered));
+                    return Err(upstream(limits.error(&io::ErrorKind::UnexpectedEof.into(), head), unanswered));
                 }
                 Ok(_) => continue,
                 Err(error) => {
                     let unanswered = wire.received.is_empty();
-                    return Err(upstream(read_error(&error, limits.read), unanswered));
+                    return Err(upstream(limits.error(&error, head), unanswered));
                 }
             }
         }
@@ -236,14 +356,13 @@ pub async fn attempt<D: Downstream>(
             client_done = true;
             continue;
         };
-        // The client's own deadline limits how long this waits for its next piece.
-        wire.deadline.set(Duration::from_secs(86_400));
+        limits.begin(&mut wire, Wait::Client);
         let piece = tokio::select! {
             biased;
             filled = wire.fill() => match filled {
                 Ok(count) if count > 0 => continue,
-                Ok(_) => return Err(upstream(read_error(&io::ErrorKind::UnexpectedEof.into(), limits.read), wire.received.is_empty())),
-                Err(error) => return Err(upstream(read_error(&error, limits.read), wire.received.is_empty())),
+                Ok(_) => return Err(upstream(limits.error(&io::ErrorKind::UnexpectedEof.into(), Wait::Client), wire.received.is_empty())),
+                Err(error) => return Err(upstream(limits.error(&error, Wait::Client), wire.received.is_empty())),
             },
             piece = client.read() => piece.map_err(TryError::Client)?,
         };
@@ -251,24 +370,32 @@ pub async fn attempt<D: Downstream>(
         match &piece {
             Some(data) => {
                 upload.taken += data.len() as u64;
+                if let Some(hash) = &mut upload.hash {
+                    hash.piece(data);
+                }
                 if upload.limit.is_some_and(|limit| upload.seen.len() as u64 + upload.taken > limit) {
                     return Err(TryError::Client(ClientError::TooLarge));
                 }
                 encoder.encode(data, &mut out).map_err(|_| TryError::Client(ClientError::Malformed))?;
             }
             None => {
-                encoder.finish(&mut out).map_err(|_| TryError::Client(ClientError::Malformed))?;
+                let trailers = client.request_trailers();
+                encoder.finish_with(trailers.as_ref(), &mut out).map_err(|_| TryError::Client(ClientError::Malformed))?;
                 (client_done, sent_all) = (true, true);
+                if let Some(hash) = &mut upload.hash {
+                    hash.complete = true;
+                }
             }
         }
-        wire.deadline.set(limits.write);
+        limits.begin(&mut wire, Wait::Write);
+        sent_at = Instant::now();
         match wire.write_unless_answered(&out, &[]).await {
             Ok(true) => {}
             Ok(false) => {
                 answered_early = true;
                 sent_all = false;
             }
-            Err(error) => return Err(upstream(read_error(&error, limits.write), wire.received.is_empty())),
+            Err(error) => return Err(upstream(limits.error(&error, Wait::Write), wire.received.is_empty())),
         }
     }
 }
@@ -292,13 +419,11 @@ fn answer(wire: Wire, head: ResponseHead, sent_all: bool, key: Arc<PeerKey>, lim
     Answered {
         upgraded,
         body: UpstreamBody {
-            wire: Some(wire),
-            decoder: BodyDecoder::response(head.body),
+            from: Some(Source::Http1(H1Body { wire, decoder: BodyDecoder::response(head.body), key, keep, limits })),
             length,
             empty: head.body == ResponseLength::None,
-            key,
-            keep,
-            read_timeout: limits.read,
+            trailers: None,
+            held: Held::default(),
             _counted: counted,
         },
         parts: head.parts,

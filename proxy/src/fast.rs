@@ -26,7 +26,7 @@ use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use std::{sync::Arc, time::Instant};
 use weir_cache::{Accepted, Entry, Report, Variant, Verdict, status};
-use weir_config::CacheHeaders;
+use weir_config::{CacheHeaders, HeaderNames};
 use weir_gateway::{RequestId, metrics::HitCounters};
 
 /// What a connection keeps for its next hit.
@@ -119,6 +119,10 @@ impl Lane {
     /// The entry that answers, and the place of its rule.
     fn find<'l>(&mut self, door: &Door, live: &'l Live, peer: &Peer, head: &Peeked<'_>) -> Option<(Arc<Entry>, Place<'l>)> {
         let edge = live.edge.as_ref().filter(|_| live.settings.fast_lane)?;
+        // The general lane judges whether the connection was made for this host.
+        if peer.sni.as_deref().is_some_and(|sni| !head.host.eq_ignore_ascii_case(sni)) {
+            return None;
+        }
         // From a trusted proxy these fields say who asks and how.
         if head.forwarded && live.trusts(&peer.ip) {
             return None;
@@ -215,7 +219,7 @@ impl<'a> Hit<'a> {
     fn set_fields(&self, fields: &mut HeaderMap, shown: &CacheHeaders, key: &str, id: &RequestId) {
         let report = Report { ttl: Some(self.ttl()), age: Some(self.age()), key: Some(key.to_string()), ..Report::new(Verdict::Hit) };
         fields.insert(header::AGE, HeaderValue::from(self.age()));
-        work::show(fields, &report, Shown { status: shown.status, key: shown.key, cache_status: shown.cache_status, strip_site: false });
+        work::show(fields, &report, Shown { status: shown.status, key: shown.key, cache_status: shown.cache_status, strip_site: false, times: HeaderNames::Off });
         if let Ok(id) = HeaderValue::from_str(id.as_str()) {
             fields.insert(work::X_REQUEST_ID, id);
         }

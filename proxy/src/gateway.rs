@@ -1,10 +1,13 @@
 //! The gateway's way of a request: route, chain, cache, service.
 
-use crate::{downstream::Downstream, origin::OriginFetch, work::{Work, wants_upgrade}};
+use crate::{downstream::{Downstream, RequestBody}, origin::OriginFetch, times::KONG_REQUEST_ID, work::{Work, wants_upgrade}};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request};
 use std::{io::Write as _, net::IpAddr, sync::Arc};
-use weir_config::PathHandling;
+use weir_config::{HeaderNames, PathHandling};
 use weir_gateway::{Chain, RequestContext, RouteRuntime, Scheme, ServiceRuntime, context::LogView, router};
+
+const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
+const X_FORWARDED_PATH: HeaderName = HeaderName::from_static("x-forwarded-path");
 
 /// Fields that only the gateway may set: a client's are dropped.
 const IDENTITY: [&str; 7] = [
@@ -16,6 +19,9 @@ const IDENTITY: [&str; 7] = [
     "x-authenticated-groups",
     "x-anonymous-consumer",
 ];
+
+/// A body up to this many bytes is read whole before the service is asked, where the route says so.
+const SHORT: usize = 64 * 1024;
 
 /// Few requests have one of these, and looking at the names costs less than to ask for each of them.
 fn strip_identity(headers: &mut HeaderMap) {
@@ -31,6 +37,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     strip_identity(&mut request.headers);
     let live = work.live.clone();
     let snapshot = &live.snapshot;
+    work.shown.times = snapshot.headers;
     let host = work.cx.client.host.clone();
     let found = snapshot.router.find(&router::Query {
         scheme: work.cx.client.scheme.as_str(),
@@ -81,6 +88,9 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     };
     let plan = if wants_upgrade(&request.headers).is_some() { None } else { work.cx.plan.clone() };
     let Some(plan) = plan else {
+        if !read_short(work, &chain, &route).await {
+            return;
+        }
         let upstream = towards(&mut work.cx, &chain, &service, &route, request, target, prefix_len, &path);
         return work.forward(&chain, &service, upstream).await;
     };
@@ -118,12 +128,20 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         client: work.cx.client.clone(),
         route: Some(route.clone()),
         page: false,
+        guard: work.cx.guard.clone(),
     };
     if let Some(report) = work.through_cache(&chain, &plan, &request, fetch, own).await {
         work.cx.report = Some(report);
         let upstream = towards(&mut work.cx, &chain, &service, &route, request, target, prefix_len, &path);
         work.forward(&chain, &service, upstream).await;
     }
+}
+
+/// Reads a short body whole, so that the service has the request at once however slowly it comes. Bodies of unknown length may be half
+/// of a conversation: they are passed on as they come. `false`: the client was answered or is gone.
+async fn read_short<D: Downstream>(work: &mut Work<'_, D>, chain: &Chain, route: &RouteRuntime) -> bool {
+    let short = matches!(work.down.request_body(), RequestBody::Length(length) if length <= SHORT as u64);
+    !(short && route.request_buffering && work.cx.body.is_none()) || work.read_ahead(chain, SHORT).await
 }
 
 async fn wrong_protocol<D: Downstream>(work: &mut Work<'_, D>, route: &Arc<RouteRuntime>, request: &request::Parts) {
@@ -165,14 +183,21 @@ fn towards(
     prefix_len: usize,
     path: &str,
 ) -> request::Parts {
-    request.uri = target;
+    let asked = std::mem::replace(&mut request.uri, target);
+    let told = |name: &HeaderName| request.headers.get(name).filter(|_| cx.client.trusted).cloned();
+    let (told_prefix, told_path) = (told(&X_FORWARDED_PREFIX), told(&X_FORWARDED_PATH));
     forwarded(&mut request.headers, cx);
-    if route.strip_path
-        && prefix_len > 0
-        && route.path_handling == PathHandling::V0
-        && let Some(Ok(prefix)) = path.get(..prefix_len).map(HeaderValue::from_str)
-    {
+    let stripped = route.strip_path && prefix_len > 0 && route.path_handling == PathHandling::V0;
+    if let Some(prefix) = told_prefix.or_else(|| HeaderValue::from_str(path.get(..prefix_len).filter(|_| stripped)?).ok()) {
         request.headers.insert(X_FORWARDED_PREFIX, prefix);
+    }
+    if let Some(path) = told_path.or_else(|| HeaderValue::from_str(asked.path()).ok()) {
+        request.headers.insert(X_FORWARDED_PATH, path);
+    }
+    if route.headers == HeaderNames::Kong
+        && let Ok(id) = HeaderValue::from_str(cx.id.as_str())
+    {
+        request.headers.insert(KONG_REQUEST_ID, id);
     }
     if !route.preserve_host {
         request.headers.insert(header::HOST, service.host_header.clone());
@@ -185,7 +210,6 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
-const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const VIA: HeaderValue = HeaderValue::from_static("1.1 weir");

@@ -7,6 +7,7 @@ use crate::{
     h1::{self, BodyDecoder, BodyLength, Connection, Decoded, RequestHead, ResponseLength},
     server::{Door, Peer},
     wire::Wire,
+    work,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header, response};
@@ -41,6 +42,7 @@ pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &Shutdown
             }
             HeadRead::Closed => return None,
         };
+        let takes_trailers = work::takes_trailers(&head.parts.headers);
         let settings = door.settings();
         let (http10, keep_alive, head_only) = (head.http10, head.keep_alive, head.parts.method == Method::HEAD);
         let request_body = match head.body {
@@ -66,6 +68,9 @@ pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &Shutdown
             half_closed: false,
             state: State::Waiting,
             upgraded: false,
+            takes_trailers,
+            request_trailers: None,
+            trailers: None,
         };
         door.handle(head.parts, peer, &mut exchange).await;
         let ended = exchange.finish().await;
@@ -201,6 +206,9 @@ pub struct H1<'a> {
     half_closed: bool,
     state: State,
     upgraded: bool,
+    takes_trailers: bool,
+    request_trailers: Option<HeaderMap>,
+    trailers: Option<HeaderMap>,
 }
 
 impl H1<'_> {
@@ -265,7 +273,8 @@ impl Downstream for H1<'_> {
                     }
                     return Ok(Some(data));
                 }
-                Ok(Decoded::End { .. }) => {
+                Ok(Decoded::End { trailers }) => {
+                    self.request_trailers = trailers;
                     self.read_done = true;
                     return Ok(None);
                 }
@@ -375,6 +384,16 @@ impl Downstream for H1<'_> {
         }
     }
 
+    fn request_trailers(&mut self) -> Option<HeaderMap> {
+        self.request_trailers.take()
+    }
+
+    fn trailers(&mut self, trailers: HeaderMap) {
+        if self.takes_trailers {
+            self.trailers = h1::permitted(trailers);
+        }
+    }
+
     async fn flush(&mut self) -> Result<(), ClientError> {
         if self.out.is_empty() { Ok(()) } else { self.send(&[], &[]).await }
     }
@@ -385,7 +404,7 @@ impl Downstream for H1<'_> {
                 self.abort();
                 return Err(ClientError::Gone);
             }
-            ResponseLength::Chunked => self.out.extend_from_slice(b"0\r\n\r\n"),
+            ResponseLength::Chunked => h1::last_chunk(&mut self.out, self.trailers.as_ref()),
             _ => {}
         }
         if !self.out.is_empty() {

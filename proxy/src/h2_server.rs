@@ -2,14 +2,16 @@
 
 use crate::{
     deadline::Deadline,
+    downstream::{AnswerBody, ClientError, Downstream, Raw, RequestBody, RequestStream},
     fast::Lane,
+    h1,
     h1_server::shuts_down,
-    downstream::{AnswerBody, ClientError, Downstream, Raw, RequestBody},
     server::{Door, Peer},
 };
+use async_trait::async_trait;
 use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream, server::SendResponse};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header, response, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, response, uri::PathAndQuery};
 use pingora::{protocols::Stream, server::ShutdownWatch};
 use std::{
     future::poll_fn,
@@ -130,16 +132,14 @@ async fn one(door: &Door, peer: &Peer, request: Request<RecvStream>, respond: Se
         None => RequestBody::Unknown,
     };
     let mut exchange = H2 {
-        recv,
-        read_done: request_body == RequestBody::Empty,
+        incoming: Some(Incoming { recv, done: request_body == RequestBody::Empty, received: 0, max_body, timeout: Some(body_timeout), trailers: None }),
         request_body,
         respond,
         send: None,
-        received: 0,
-        max_body,
         body_timeout,
         head_only: parts.method == Method::HEAD,
         left: None,
+        trailers: None,
     };
     match normalize(&mut parts) {
         Ok(()) => door.handle(parts, peer, &mut exchange).await,
@@ -198,16 +198,56 @@ fn normalize(parts: &mut http::request::Parts) -> Result<(), (StatusCode, &'stat
 
 /// One exchange on a connection.
 struct H2 {
-    recv: RecvStream,
-    read_done: bool,
+    /// `None` once it was taken.
+    incoming: Option<Incoming>,
     request_body: RequestBody,
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
-    received: u64,
-    max_body: u64,
     body_timeout: Duration,
     head_only: bool,
     left: Option<u64>,
+    trailers: Option<HeaderMap>,
+}
+
+/// The request's body.
+struct Incoming {
+    recv: RecvStream,
+    done: bool,
+    received: u64,
+    max_body: u64,
+    /// For the next piece. A body that flows beside its answer may rest as long as the answer goes on.
+    timeout: Option<Duration>,
+    trailers: Option<HeaderMap>,
+}
+
+#[async_trait]
+impl RequestStream for Incoming {
+    async fn read(&mut self) -> Result<Option<Bytes>, ClientError> {
+        if self.done {
+            return Ok(None);
+        }
+        let piece = match self.timeout {
+            Some(timeout) => tokio::time::timeout(timeout, self.recv.data()).await.map_err(|_| ClientError::Slow)?,
+            None => self.recv.data().await,
+        };
+        match piece {
+            None => {
+                self.done = true;
+                self.trailers = self.recv.trailers().await.map_err(|_| ClientError::Gone)?.and_then(h1::permitted);
+                Ok(None)
+            }
+            Some(Err(_)) => Err(ClientError::Gone),
+            Some(Ok(data)) => {
+                let _ = self.recv.flow_control().release_capacity(data.len());
+                self.received += data.len() as u64;
+                if self.received > self.max_body { Err(ClientError::TooLarge) } else { Ok(Some(data)) }
+            }
+        }
+    }
+
+    fn trailers(&mut self) -> Option<HeaderMap> {
+        self.trailers.take()
+    }
 }
 
 impl Downstream for H2 {
@@ -216,22 +256,24 @@ impl Downstream for H2 {
     }
 
     async fn read(&mut self) -> Result<Option<Bytes>, ClientError> {
-        if self.read_done {
-            return Ok(None);
+        match &mut self.incoming {
+            Some(incoming) => incoming.read().await,
+            None => Ok(None),
         }
-        match tokio::time::timeout(self.body_timeout, self.recv.data()).await {
-            Err(_) => Err(ClientError::Slow),
-            Ok(None) => {
-                self.read_done = true;
-                Ok(None)
-            }
-            Ok(Some(Err(_))) => Err(ClientError::Gone),
-            Ok(Some(Ok(data))) => {
-                let _ = self.recv.flow_control().release_capacity(data.len());
-                self.received += data.len() as u64;
-                if self.received > self.max_body { Err(ClientError::TooLarge) } else { Ok(Some(data)) }
-            }
-        }
+    }
+
+    fn take_body(&mut self) -> Option<Box<dyn RequestStream>> {
+        let mut incoming = self.incoming.take()?;
+        incoming.timeout = None;
+        Some(Box::new(incoming))
+    }
+
+    fn request_trailers(&mut self) -> Option<HeaderMap> {
+        self.incoming.as_mut()?.trailers.take()
+    }
+
+    fn trailers(&mut self, trailers: HeaderMap) {
+        self.trailers = h1::permitted(trailers);
     }
 
     async fn gone(&mut self) {
@@ -303,7 +345,11 @@ impl Downstream for H2 {
             return Err(ClientError::Gone);
         }
         match self.send.take() {
-            Some(mut send) => send.send_data(Bytes::new(), true).map_err(|_| ClientError::Gone),
+            Some(mut send) => match self.trailers.take() {
+                Some(trailers) => send.send_trailers(trailers),
+                None => send.send_data(Bytes::new(), true),
+            }
+            .map_err(|_| ClientError::Gone),
             None => Ok(()),
         }
     }

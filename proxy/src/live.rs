@@ -4,13 +4,20 @@ use crate::{
     classify::ClassifyRules,
     guest::GuestIssuer,
     pages::Pages,
+    server::DoorKind,
+    tls::{self, DoorTls},
 };
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::IpNet;
 use pingora::connectors::TransportConnector;
 use std::{net::IpAddr, sync::Arc, time::Duration};
-use weir_config::{ApiTarget, Diagnostic, Document, Edge, Guests, Secret, Span};
-use weir_gateway::{metrics::HitCounters, Environment, Register, ServiceRuntime, Snapshot};
+use weir_config::{ApiTarget, Diagnostic, Document, Edge, Gateway, Guests, OriginTls, Resilience, Secret, Span};
+use weir_gateway::{
+    Client, Environment, Register, ServiceRuntime, Snapshot, Spoken,
+    metrics::HitCounters,
+    resilience::{Care, CareFor, Guard},
+    tls::{TlsWish, UpstreamTls},
+};
 
 /// The running program: what outlives configurations, and the configuration in force.
 pub struct Weir {
@@ -18,6 +25,8 @@ pub struct Weir {
     pub environment: Arc<Environment>,
     /// In force.
     pub live: ArcSwap<Live>,
+    /// The last one that had a door which its successor lacks: it serves what was on its way to that door.
+    pub retired: ArcSwapOption<Live>,
     /// Opens connections to upstreams.
     pub connector: TransportConnector,
     register: Arc<dyn Register>,
@@ -34,16 +43,24 @@ impl Weir {
     pub fn new(document: Document, register: Arc<dyn Register>, environment: Arc<Environment>) -> Result<Arc<Weir>, Vec<Diagnostic>> {
         let access = crate::access::AccessLog::new(document.server.access_log, environment.metrics.log_dropped.clone());
         let live = Live::compile(document, &*register, &environment)?;
-        Ok(Arc::new(Weir { environment, live: ArcSwap::from_pointee(live), connector: crate::dial::connector(), register, access, popular: Default::default() }))
+        environment.endpoints.put_in_force(live.upstreams());
+        live.activate();
+        Ok(Arc::new(Weir { environment, live: ArcSwap::from_pointee(live), retired: ArcSwapOption::empty(), connector: crate::dial::connector(), register, access, popular: Default::default() }))
     }
 
-    /// Puts another configuration in force; requests under way finish on the old one. Listeners stay as they are.
+    /// Puts another configuration in force; requests under way finish on the old one. `ready` gets ready what else it needs, before.
     ///
     /// Errors: everything that is wrong; then the old one stays.
-    pub fn reload(&self, document: Document) -> Result<(), Vec<Diagnostic>> {
-        match Live::compile(document, &*self.register, &self.environment) {
+    pub fn reload(&self, document: Document, ready: impl FnOnce(&Live) -> Result<(), Vec<Diagnostic>>) -> Result<(), Vec<Diagnostic>> {
+        match Live::compile(document, &*self.register, &self.environment).and_then(|live| ready(&live).map(|()| live)) {
             Ok(live) => {
-                self.live.store(Arc::new(live));
+                self.environment.endpoints.put_in_force(live.upstreams());
+                live.activate();
+                let live = Arc::new(live);
+                let old = self.live.swap(live.clone());
+                if [DoorKind::Edge, DoorKind::Gateway].into_iter().any(|door| old.has(door) && !live.has(door)) {
+                    self.retired.store(Some(old));
+                }
                 self.environment.metrics.reload(true);
                 Ok(())
             }
@@ -69,6 +86,8 @@ pub struct Live {
     pub trusted: Vec<IpNet>,
     /// What a caller must know to force a refresh.
     pub warm_up_token: Option<Secret>,
+    /// Of the edge and of the gateway.
+    tls: [Option<DoorTls>; 2],
 }
 
 /// Limits and times.
@@ -112,9 +131,46 @@ impl Live {
         self.trusted.iter().any(|net| net.contains(ip))
     }
 
-    fn compile(document: Document, register: &dyn Register, environment: &Arc<Environment>) -> Result<Live, Vec<Diagnostic>> {
+    /// Whether there is such a door.
+    pub fn has(&self, door: DoorKind) -> bool {
+        match door {
+            DoorKind::Edge => self.document.edge.is_some(),
+            DoorKind::Gateway => self.document.gateway.is_some(),
+        }
+    }
+
+    /// A door's TLS, if there are certificates.
+    pub fn tls(&self, door: DoorKind) -> Option<&DoorTls> {
+        self.tls[usize::from(door == DoorKind::Gateway)].as_ref()
+    }
+
+    /// Whether the client's connection was made for another host than its request (RFC 9110 section 15.5.20).
+    pub fn is_misdirected(&self, door: DoorKind, client: &Client) -> bool {
+        // A trusted proxy's own connection says nothing of its clients' hosts.
+        let Some(sni) = client.sni.as_deref().filter(|_| !client.trusted) else { return false };
+        self.tls(door).is_some_and(|tls| tls.names.misdirected(sni, &client.host))
+    }
+
+    /// Every upstream that requests may go to.
+    fn upstreams(&self) -> Vec<Arc<weir_gateway::upstream::Upstream>> {
+        let edge = self.edge.iter().flat_map(|e| std::iter::once(&e.origin).chain(&e.api)).map(|s| s.upstream.clone());
+        self.snapshot.all_upstreams().chain(edge).collect()
+    }
+
+    /// The configuration comes into force, with its limits.
+    fn activate(&self) {
+        self.snapshot.activate();
+        if let Some(edge) = &self.edge {
+            edge.origin.care.activate();
+        }
+    }
+
+    /// Compiles a configuration without putting it in force.
+    ///
+    /// Errors: everything that is wrong with it.
+    pub fn compile(document: Document, register: &dyn Register, environment: &Arc<Environment>) -> Result<Live, Vec<Diagnostic>> {
         let snapshot = Snapshot::compile(&document, register, environment)?;
-        let edge = document.edge.as_ref().map(|edge| compile_edge(edge, &snapshot, environment)).transpose().map_err(|e| vec![e])?;
+        let edge = document.edge.as_ref().map(|edge| compile_edge(edge, document.gateway.as_ref(), &snapshot, environment)).transpose().map_err(|e| vec![e])?;
         let server = &document.server;
         let settings = Settings {
             max_head: usize::try_from(server.max_head.0).unwrap_or(usize::MAX),
@@ -131,7 +187,8 @@ impl Live {
             .collect::<Result<_, _>>()
             .map_err(|_| vec![plain("server.trusted_proxies", "an entry is neither an address nor a network")])?;
         let warm_up_token = document.warm_up.as_ref().and_then(|w| w.token.clone()).filter(|t| !t.is_empty());
-        Ok(Live { snapshot, edge, settings, trusted, warm_up_token, document })
+        let tls = tls::compile(&document)?;
+        Ok(Live { snapshot, edge, settings, trusted, warm_up_token, tls, document })
     }
 }
 
@@ -139,19 +196,34 @@ fn plain(code: &'static str, message: impl Into<String>) -> Diagnostic {
     Diagnostic::error(code, &Span::default(), message)
 }
 
-fn compile_edge(edge: &Edge, snapshot: &Snapshot, environment: &Arc<Environment>) -> Result<EdgeRules, Diagnostic> {
-    let service = |name: &str, target: &str| -> Result<Arc<ServiceRuntime>, Diagnostic> {
-        if let Some(upstream) = snapshot.upstreams.get(target) {
-            let mut made = ServiceRuntime::from_url(name, &format!("http://{target}"), &environment.endpoints)
-                .ok_or_else(|| plain("edge.origin", format!("`{target}` is not a host name")))?;
-            made.upstream = upstream.clone();
-            return Ok(Arc::new(made));
-        }
-        let made = ServiceRuntime::from_url(name, target, &environment.endpoints);
-        made.map(Arc::new).ok_or_else(|| plain("edge.origin", format!("`{target}` is neither an http(s) URL nor an upstream")))
+fn compile_edge(edge: &Edge, gateway: Option<&Gateway>, snapshot: &Snapshot, environment: &Arc<Environment>) -> Result<EdgeRules, Diagnostic> {
+    let service = |name: &str, target: &str, own: &Resilience| -> Result<ServiceRuntime, Diagnostic> {
+        let mut made = match snapshot.upstreams.get(target) {
+            Some(upstream) => {
+                let mut made = ServiceRuntime::from_url(name, &format!("http://{target}"), &environment.endpoints)
+                    .ok_or_else(|| plain("edge.origin", format!("`{target}` is not a host name")))?;
+                made.upstream = upstream.clone();
+                made
+            }
+            None => ServiceRuntime::from_url(name, target, &environment.endpoints)
+                .ok_or_else(|| plain("edge.origin", format!("`{target}` is neither an http(s) URL nor an upstream")))?,
+        };
+        let shared = gateway.and_then(|g| g.upstreams.iter().find(|u| u.name == target)).map(|u| &u.resilience);
+        let of = CareFor { name: &format!("edge:{name}"), upstream: &made.upstream.name, own, shared, attempts: 1, grpc: false };
+        made.care = Care::new(&of, &environment.resilience);
+        made.retries = made.care.retry.attempts;
+        Ok(made.within(own.deadline.as_ref().or(shared.and_then(|s| s.deadline.as_ref()))))
     };
+    let mut origin = service("origin", &edge.origin, &edge.resilience())?;
+    origin.care.guard = edge.circuit_breaker.as_ref().map(|breaker| {
+        let spare = breaker.fallback.as_ref().and_then(|fallback| fallback.service.as_ref()).and_then(|name| snapshot.services.get(name));
+        Arc::new(Guard::new(breaker, spare.cloned(), &environment.resilience.circuits))
+    });
+    if origin.tls.is_some() {
+        origin = origin_over_tls(origin, &edge.origin_tls)?;
+    }
     let api = match &edge.api {
-        ApiTarget::Url(url) => Some(service("api", url)?),
+        ApiTarget::Url(url) => Some(Arc::new(service("api", url, &Resilience::default())?)),
         ApiTarget::Origin | ApiTarget::Gateway => None,
     };
     let guests = edge
@@ -163,11 +235,26 @@ fn compile_edge(edge: &Edge, snapshot: &Snapshot, environment: &Arc<Environment>
     let pages = Pages::new(edge).map_err(|e| plain("edge.pages", e))?;
     Ok(EdgeRules {
         hits: pages.rules().map(|rule| environment.metrics.hits("edge", "document", &rule.path)).collect(),
-        origin: service("origin", &edge.origin)?,
+        origin: Arc::new(origin),
         api,
         classify: ClassifyRules { api_prefix: edge.api_prefix.clone(), allow_upgrade: edge.upgrades, ..ClassifyRules::default() },
         pages,
         guests,
         config: edge.clone(),
     })
+}
+
+/// The site with what `origin_tls` says.
+fn origin_over_tls(mut site: ServiceRuntime, said: &OriginTls) -> Result<ServiceRuntime, Diagnostic> {
+    let wish = TlsWish {
+        authorities: said.ca.iter().cloned().collect(),
+        own: said.cert.clone().zip(said.key.as_ref().map(|key| key.expose().to_string())),
+        http2: said.http2,
+        http1: true,
+        ..TlsWish::default()
+    };
+    let name = said.server_name.as_ref().unwrap_or(&site.host);
+    site.tls = Some(UpstreamTls::new(name, wish).map_err(|why| plain("edge.origin_tls", why))?);
+    site.spoken = if said.http2 { Spoken::Agreed } else { Spoken::Http1 };
+    Ok(site)
 }

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, request, response};
 use std::sync::Arc;
 use weir_cache::{Fetch, FetchError, Fetched};
-use weir_gateway::{Chain, Client, RequestContext, RouteRuntime, ServiceRuntime};
+use weir_gateway::{Chain, Client, RequestContext, RouteRuntime, ServiceRuntime, resilience::Guard};
 
 /// A fill's request, ready to be sent.
 pub struct OriginFetch {
@@ -31,6 +31,8 @@ pub struct OriginFetch {
     pub route: Option<Arc<RouteRuntime>>,
     /// A page of the site: what its head tells of the site's inside is not kept.
     pub page: bool,
+    /// The breaker that watches over the service, if a plugin set one.
+    pub guard: Option<Arc<Guard>>,
 }
 
 #[async_trait]
@@ -44,7 +46,8 @@ impl Fetch for OriginFetch {
         let mut cx = RequestContext::new(self.client.clone());
         cx.route = self.route.clone();
         cx.service = Some(self.service.clone());
-        let answered = forward::forward::<Nobody>(&self.weir.connector, &self.service, &mut cx, &request, Upload::none()).await;
+        cx.guard.clone_from(&self.guard);
+        let answered = forward::forward::<Nobody>(&self.weir.connector, &self.service, &mut cx, &request, &mut Upload::none()).await;
         match answered {
             Ok(answered) if answered.upgraded => Err(FetchError {
                 kind: "framing",
@@ -67,6 +70,7 @@ impl Fetch for OriginFetch {
             Err(ForwardError::Client(error)) => {
                 Err(FetchError { kind: "internal", reason: error.to_string(), status: StatusCode::BAD_GATEWAY })
             }
+            Err(ForwardError::Refused(reply)) => Err(FetchError { kind: "refused", reason: format!("refused by {}", reply.by), status: reply.status }),
         }
     }
 }

@@ -3,7 +3,7 @@
 use http::{HeaderValue, Uri};
 use std::{collections::HashMap, sync::Arc, time::Duration};
 use weir_cache::{Freshness, Gate, Plan, Policy, keys};
-use weir_config::{CacheSwitch, Edge, PageRule, SignedIn, Ttl};
+use weir_config::{CacheSwitch, Edge, Encoding, PageRule, SignedIn, Ttl};
 
 /// What browsers are told of a cached page: keep it, but ask before each use. How long Weir keeps it is Weir's business.
 const CLIENT_CONTROL: &str = "public, max-age=0, must-revalidate";
@@ -90,7 +90,7 @@ impl Pages {
             } else if pages.exact.insert(keys::normalize_path(&rule.path).into_owned(), index).is_some() {
                 return Err(format!("two rules for {}", rule.path));
             }
-            pages.rules.push(compile(rule));
+            pages.rules.push(compile(rule, &edge.encodings));
         }
         pages.wild.sort_by_key(|(w, _)| (std::cmp::Reverse(w.prefix.len()), w.deep));
         Ok(pages)
@@ -172,7 +172,7 @@ impl Page {
     }
 }
 
-fn compile(rule: &PageRule) -> Page {
+fn compile(rule: &PageRule, encodings: &[Encoding]) -> Page {
     let stale = |d: Option<weir_config::Millis>| d.map(|d| d.get()).unwrap_or_default();
     let freshness = match rule.ttl {
         Ttl::For(ttl) => Freshness::For { ttl, override_control: rule.override_cache_control },
@@ -194,7 +194,7 @@ fn compile(rule: &PageRule) -> Page {
         max_wait: Duration::from_secs(30),
         max_fills: rule.max_fills.map(|n| n as usize),
         client_cache_control: Some(HeaderValue::from_static(CLIENT_CONTROL)),
-        encode: true,
+        encodings: weir_gateway::codings(rule.encodings.as_deref().unwrap_or(encodings)),
     };
     Page { policy: Arc::new(policy), rule: rule.clone() }
 }

@@ -4,9 +4,9 @@ use crate::{
     live::{EdgeRules, Live, Weir},
     warm,
 };
-use http::{HeaderMap, Uri, header};
+use http::{HeaderMap, Uri, header, response};
 use std::{net::IpAddr, sync::Arc, time::Duration};
-use weir_cache::{Purge, PurgeReport};
+use weir_cache::{Purge, PurgeReport, outdated};
 use weir_config::PurgeAccess;
 
 /// Pages that are asked for again after a purge, at most.
@@ -24,6 +24,36 @@ pub fn page(live: &Live, host: &str, uri: &Uri) -> Result<Vec<Purge>, String> {
             Ok(Purge::Key { epoch: plan.plan.epoch.to_string(), key: plan.plan.key })
         })
         .collect()
+}
+
+/// An unsafe request for a page, among the extensions of its context: if it succeeds, the page is out of date (RFC 9111 section 4.4).
+#[derive(Debug, Clone)]
+pub struct Unsafe {
+    /// As the client asked.
+    pub https: bool,
+    /// The client's `Host`.
+    pub host: String,
+    /// Its target.
+    pub uri: Uri,
+}
+
+/// Forgets what a successful unsafe request outdates: its own page, and those that its answer names. Rules may say that theirs do not go so.
+pub fn outdate(weir: &Arc<Weir>, edge: &EdgeRules, request: &Unsafe, answer: &response::Parts) {
+    if !outdated::may_have_changed(answer.status) {
+        return;
+    }
+    let scheme = if request.https { "https" } else { "http" };
+    let named = outdated::named(&answer.headers, scheme, &request.host, &request.uri);
+    let keys: Vec<Purge> = std::iter::once(&request.uri)
+        .chain(&named)
+        .flat_map(|uri| [false, true].map(|https| edge.pages.plan(https, &request.host, uri)))
+        .flatten()
+        .filter(|plan| plan.page.rule.invalidate)
+        .map(|plan| Purge::Key { epoch: plan.plan.epoch.to_string(), key: plan.plan.key })
+        .collect();
+    if !keys.is_empty() {
+        weir.environment.cache.invalidate(&keys);
+    }
 }
 
 /// A page by its address, `https://host/path?query`.

@@ -1,22 +1,14 @@
-//! The doors: which listener serves whom, and the frame around every request.
+//! The doors, and the frame around every request.
 
 use crate::{
     downstream::{Downstream, RequestBody},
-    edge, gateway, h1_server, h2_server,
+    edge, gateway, grpc,
     live::{Live, Settings, Weir},
     work::{Shown, Work},
 };
-use async_trait::async_trait;
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode, header, request};
-use pingora::{
-    apps::ServerApp,
-    listeners::{L4BufferSettings, ListenerConfig},
-    protocols::{ALPN, Stream},
-    server::ShutdownWatch,
-    services::listening::Service,
-};
 use std::{net::IpAddr, sync::Arc};
+use weir_config::HeaderNames;
 use weir_gateway::{Chain, Client, RequestContext, Scheme, context::SeenBody};
 
 /// Asks for a refresh; counts only beside the warm-up token.
@@ -70,6 +62,12 @@ impl Door {
         self.weir.live.load().settings
     }
 
+    /// The configuration in force, or for the last requests of a door that it does not have any more, the one that had it.
+    fn live(&self) -> Arc<Live> {
+        let live = self.weir.live.load_full();
+        if live.has(self.kind) { live } else { self.weir.retired.load_full().filter(|old| old.has(self.kind)).unwrap_or(live) }
+    }
+
     /// Counts a head that could not be read.
     pub fn refused(&self, peer: &Peer, status: StatusCode, reason: &'static str) {
         tracing::debug!(peer = %peer.ip, status = status.as_u16(), reason, "request refused");
@@ -89,7 +87,7 @@ impl Door {
 
     /// Serves one request, from its head to its log line.
     pub async fn handle<D: Downstream>(&self, request: request::Parts, peer: &Peer, down: &mut D) {
-        let live = self.weir.live.load_full();
+        let live = self.live();
         let client = who_asks(&live, peer, &request.headers);
         self.run(live, request, client, false, down).await;
     }
@@ -114,11 +112,12 @@ impl Door {
             accept: request.headers.get(header::ACCEPT).cloned(),
             method: method.clone(),
             cx,
-            shown: Shown { status: true, key: true, cache_status: true, strip_site: false },
+            shown: Shown { status: true, key: true, cache_status: true, strip_site: false, times: HeaderNames::Off },
             guest_cookie: None,
             private: false,
             label: String::new(),
             seen: SeenBody::default(),
+            grpc: grpc::is_grpc(&request.headers),
             live: live.clone(),
             down,
         };
@@ -129,6 +128,10 @@ impl Door {
             let message = format!("Request body larger than {} bytes", live.settings.max_body);
             work.label = "refused".into();
             work.error(&Chain::default(), StatusCode::PAYLOAD_TOO_LARGE, &message).await;
+        } else if live.is_misdirected(self.kind, &work.cx.client) {
+            work.cx.failure = Some("misdirected");
+            work.label = "refused".into();
+            work.error(&Chain::default(), StatusCode::MISDIRECTED_REQUEST, "this connection was made for another host").await;
         } else {
             match self.kind {
                 DoorKind::Edge => edge::handle(&mut work, request).await,
@@ -189,45 +192,4 @@ fn may_refresh(live: &Live, headers: &HeaderMap) -> bool {
     let asked = headers.get(&REFRESH).is_some_and(|v| v.as_bytes().eq_ignore_ascii_case(b"true") || v.as_bytes() == b"1");
     let (true, Some(known), Some(shown)) = (asked, &live.warm_up_token, headers.get(&WARM_UP_TOKEN)) else { return false };
     known.matches(shown.as_bytes())
-}
-
-#[async_trait]
-impl ServerApp for Door {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
-        let socket = stream.get_socket_digest()?;
-        let address = |a: Option<&pingora::protocols::l4::socket::SocketAddr>| a.and_then(|a| a.as_inet()).copied();
-        let ip = address(socket.peer_addr())?.ip();
-        let port = address(socket.local_addr()).map_or(0, |a| a.port());
-        let ip = match ip {
-            IpAddr::V6(v6) => v6.to_ipv4_mapped().map_or(ip, IpAddr::V4),
-            IpAddr::V4(_) => ip,
-        };
-        let peer = Arc::new(Peer { ip, port, tls: stream.get_ssl_digest().is_some(), sni: None });
-        let metrics = &self.weir.environment.metrics;
-        metrics.accepted.inc();
-        metrics.connections.inc();
-        let _open = Open(self);
-        if matches!(stream.selected_alpn_proto(), Some(ALPN::H2)) {
-            h2_server::serve(self, stream, Bytes::new(), &peer, shutdown).await;
-        } else if let Some((stream, first)) = h1_server::serve(self, stream, &peer, shutdown).await {
-            h2_server::serve(self, stream, first, &peer, shutdown).await;
-        }
-        None
-    }
-}
-
-struct Open<'a>(&'a Arc<Door>);
-
-impl Drop for Open<'_> {
-    fn drop(&mut self) {
-        self.0.weir.environment.metrics.connections.dec();
-    }
-}
-
-/// The pingora service of a door.
-pub fn service(weir: &Arc<Weir>, kind: DoorKind, listen: &str) -> Service<Door> {
-    let mut service = Service::new(kind.name().to_string(), Door { weir: weir.clone(), kind });
-    // Reads go straight into our own buffer, and a head leaves together with its body: no buffer of the stream's own is wanted.
-    service.add_listener(ListenerConfig::tcp(listen).l4_buffer(L4BufferSettings::new(0, 0)));
-    service
 }

@@ -258,10 +258,10 @@ fn default_host(weir: &Weir, kind: DoorKind) -> Option<String> {
     let live = weir.live.load();
     let (listen, named) = match (kind, &live.edge) {
         (DoorKind::Edge, Some(edge)) => {
-            (edge.config.listen.clone(), edge.config.canonical_host.clone().or_else(|| edge.config.hosts.first().cloned()))
+            (edge.config.listen.first().to_string(), edge.config.canonical_host.clone().or_else(|| edge.config.hosts.first().cloned()))
         }
         (DoorKind::Gateway, edge) => {
-            (live.document.gateway.as_ref()?.listen.clone(), edge.as_ref().and_then(|e| e.config.hosts.first().cloned()))
+            (live.document.gateway.as_ref()?.listen.first().to_string(), edge.as_ref().and_then(|e| e.config.hosts.first().cloned()))
         }
         (DoorKind::Edge, None) => return None,
     };

@@ -5,15 +5,16 @@ use crate::{
     downstream::{AnswerBody, ClientError, Downstream, RequestBody},
     exchange::{Answered, Upload, UpstreamBody},
     forward::{self, ForwardError},
-    h1,
+    grpc, h1,
     live::{Live, Weir},
     origin::OriginFetch,
 };
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request, response};
 use std::{future::poll_fn, sync::Arc, task::Poll};
-use weir_cache::{BodyReader, CacheRequest, FetchError, Outcome, Plan, Report};
-use weir_gateway::{Chain, Reply, RequestContext, ServiceRuntime, context::SeenBody, plugin::Ending};
+use weir_cache::{BodyReader, CacheRequest, FetchError, Outcome, Plan, Report, Verdict};
+use weir_config::HeaderNames;
+use weir_gateway::{Chain, Reply, RequestContext, ServiceRuntime, context::{BodyHash, SeenBody}, plugin::Ending};
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
@@ -41,10 +42,12 @@ pub struct Work<'a, D> {
     pub label: String,
     /// Request body read ahead by plugins.
     pub seen: SeenBody,
+    /// Its client speaks gRPC.
+    pub grpc: bool,
 }
 
 /// Which diagnostic fields answers carry.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Shown {
     /// `X-Cache-Status`, `-Age`, `-TTL`.
     pub status: bool,
@@ -54,13 +57,20 @@ pub struct Shown {
     pub cache_status: bool,
     /// Remove what tells of the site's inside.
     pub strip_site: bool,
+    /// How long things took, by whose names.
+    pub times: HeaderNames,
 }
 
 impl<D: Downstream> Work<'_, D> {
     /// Last step of every head.
     fn finish_head(&mut self, parts: &mut response::Parts) {
-        let headers = &mut parts.headers;
         self.cx.status = parts.status.as_u16();
+        if !self.method.is_safe()
+            && let (Some(request), Some(edge)) = (self.cx.state.get::<crate::purging::Unsafe>(), &self.live.edge)
+        {
+            crate::purging::outdate(self.weir, edge, request, parts);
+        }
+        let headers = &mut parts.headers;
         // Meant for this cache alone (RFC 9213 section 2.1).
         headers.remove("weir-cache-control");
         if self.shown.strip_site {
@@ -70,7 +80,7 @@ impl<D: Downstream> Work<'_, D> {
         if let Some(report) = &self.cx.report {
             show(headers, report, self.shown);
         }
-        if let Some(cookie) = self.guest_cookie.take() {
+        for cookie in std::mem::take(&mut self.cx.cookies).into_iter().chain(self.guest_cookie.take()) {
             headers.append(header::SET_COOKIE, cookie);
             self.private = true;
         }
@@ -84,6 +94,7 @@ impl<D: Downstream> Work<'_, D> {
         if let Ok(id) = HeaderValue::from_str(self.cx.id.as_str()) {
             headers.entry(X_REQUEST_ID).or_insert(id);
         }
+        crate::times::tell(headers, &self.cx, self.shown.times);
         if !headers.contains_key(header::DATE) {
             let now = std::time::UNIX_EPOCH + std::time::Duration::from_secs(weir_cache::clock::now());
             if let Ok(date) = HeaderValue::from_str(&httpdate::fmt_http_date(now)) {
@@ -100,7 +111,14 @@ impl<D: Downstream> Work<'_, D> {
     }
 
     /// A whole answer made here.
-    pub async fn reply(&mut self, chain: &Chain, reply: Reply) {
+    pub async fn reply(&mut self, chain: &Chain, mut reply: Reply) {
+        if let Some(check) = reply.check.take() {
+            match self.body_comes_to(check.so_far, &check.expected).await {
+                Ok(true) => {}
+                Ok(false) => reply = check.otherwise,
+                Err(error) => return self.body_refused(chain, error, Ending::NotSent).await,
+            }
+        }
         self.cx.answered_by = reply.by;
         let (parts, body) = reply.into_parts();
         self.whole(chain, parts, body, Ending::NotSent).await;
@@ -118,6 +136,9 @@ impl<D: Downstream> Work<'_, D> {
         self.finish_head(&mut parts);
         chain.body(&mut self.cx, &mut body, true);
         chain.end(&mut self.cx, ending).await;
+        if self.grpc {
+            grpc::dress(&mut parts, &mut body);
+        }
         let bodiless = self.method == Method::HEAD || matches!(parts.status.as_u16(), 204 | 304);
         let length = match (bodiless, parts.headers.remove(header::CONTENT_LENGTH)) {
             // HEAD tells the length that GET would have.
@@ -201,6 +222,9 @@ impl<D: Downstream> Work<'_, D> {
                     client = self.pass_on(client, held).await;
                     client = self.pass_on(client, last).await;
                     if client.is_ok() {
+                        if let Some(trailers) = body.trailers() {
+                            self.down.trailers(trailers);
+                        }
                         client = self.down.end().await;
                     }
                     break;
@@ -276,6 +300,19 @@ impl<D: Downstream> Work<'_, D> {
         true
     }
 
+    /// Reads the rest of the request body, keeping nothing of it; whether its hash is the expected one.
+    async fn body_comes_to(&mut self, so_far: BodyHash, expected: &[u8; 32]) -> Result<bool, ClientError> {
+        let seen = std::mem::take(&mut self.seen);
+        let mut hash = so_far;
+        hash.read_ahead(&seen.bytes);
+        while !seen.whole
+            && let Some(piece) = self.down.read().await?
+        {
+            hash.piece(&piece);
+        }
+        Ok(hash.finish() == *expected)
+    }
+
     /// Tells a client what is wrong with its body, if it is there to hear it.
     async fn body_refused(&mut self, chain: &Chain, error: ClientError, ending: Ending) {
         self.client_failed(error);
@@ -301,13 +338,22 @@ impl<D: Downstream> Work<'_, D> {
     /// Asks the service and passes its answer on.
     pub async fn forward(&mut self, chain: &Chain, service: &Arc<ServiceRuntime>, mut request: request::Parts) {
         let upgrade = wants_upgrade(&request.headers);
+        let trailers = takes_trailers(&request.headers);
         h1::strip_hop_by_hop(&mut request.headers);
+        if trailers {
+            request.headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
         if let Some(protocol) = upgrade {
             request.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
             request.headers.insert(header::UPGRADE, protocol);
         }
         request.headers.remove(header::EXPECT);
         let seen = std::mem::take(&mut self.seen);
+        let mut hash = self.cx.body_hash.take();
+        if let Some(hash) = &mut hash {
+            hash.read_ahead(&seen.bytes);
+            hash.complete = seen.whole;
+        }
         let (bytes, whole, length) = match self.cx.replace_body.take() {
             Some(body) => {
                 let length = body.len() as u64;
@@ -320,16 +366,19 @@ impl<D: Downstream> Work<'_, D> {
         if let Some(view) = &mut self.cx.log_view {
             view.upstream_uri = request.uri.path_and_query().map(ToString::to_string);
         }
-        let upload = Upload {
+        let whole = whole || length == RequestBody::Empty;
+        let mut upload = Upload {
             seen: bytes,
-            whole: whole || length == RequestBody::Empty,
+            whole,
             client: Some(&mut *self.down),
             length,
             taken: 0,
             limit: self.cx.max_body,
             abandon: !self.cx.must_complete,
+            hash,
         };
-        let answered = forward::forward(&self.weir.connector, service, &mut self.cx, &request, upload).await;
+        let answered = forward::forward(&self.weir.connector, service, &mut self.cx, &request, &mut upload).await;
+        self.cx.body_hash = upload.hash.take();
         self.cx.times.upstream = Some(self.cx.started.elapsed());
         match answered {
             Ok(answered) if answered.upgraded => self.tunnel(chain, answered).await,
@@ -343,6 +392,7 @@ impl<D: Downstream> Work<'_, D> {
                 let (length, empty) = (body.length, body.empty);
                 self.streamed(chain, parts, &mut body, length, empty).await;
             }
+            Err(ForwardError::Refused(reply)) => self.reply(chain, *reply).await,
             Err(ForwardError::Client(error)) => self.body_refused(chain, error, Ending::Broken).await,
             Err(ForwardError::Upstream(error)) => self.upstream_failed(chain, &error).await,
         }
@@ -351,9 +401,14 @@ impl<D: Downstream> Work<'_, D> {
     /// Answers for an upstream that did not, with Kong's messages.
     pub async fn upstream_failed(&mut self, chain: &Chain, error: &FetchError) {
         self.cx.failure = Some(error.kind);
+        if error.kind == forward::CIRCUIT_OPEN {
+            return self.circuit_open(chain).await;
+        }
         tracing::warn!(id = %self.cx.id, kind = error.kind, reason = %error.reason, "upstream failed");
+        let shed = weir_gateway::resilience::Shed::ALL.iter().any(|shed| shed.word() == error.kind);
         let message = match error.status {
             StatusCode::GATEWAY_TIMEOUT => "The upstream server is timing out",
+            StatusCode::SERVICE_UNAVAILABLE if shed => "The service is overloaded, try again later",
             StatusCode::SERVICE_UNAVAILABLE => "failure to get a peer from the ring-balancer",
             _ => "An invalid response was received from the upstream server",
         };
@@ -362,14 +417,41 @@ impl<D: Downstream> Work<'_, D> {
         if let Ok(reason) = HeaderValue::from_str(error.kind) {
             reply.headers.insert(HeaderName::from_static("x-weir-reason"), reason);
         }
+        if shed {
+            reply = reply.with("retry-after", "1");
+        }
         self.cx.answered_by = "weir";
         let (parts, body) = reply.into_parts();
         self.whole(chain, parts, body, ending).await;
     }
 
+    /// Answers in place of a service that gets nothing for now: with what the cache holds, else as its breaker says.
+    async fn circuit_open(&mut self, chain: &Chain) {
+        let service = self.cx.service.clone();
+        let guard = self.cx.guard.clone().or_else(|| service.as_ref()?.care.guard.clone());
+        let (Some(service), Some(guard)) = (service, guard) else {
+            return self.error(chain, StatusCode::SERVICE_UNAVAILABLE, "The service is failing, try again later").await;
+        };
+        let held = self.cx.plan.as_ref().filter(|_| guard.stale).and_then(|plan| self.weir.environment.cache.peek(&plan.epoch, &plan.key));
+        if let Some(entry) = held {
+            let now = weir_cache::clock::now();
+            self.cx.report = Some(Report { detail: Some(forward::CIRCUIT_OPEN), ttl: Some(entry.ttl(now)), age: Some(entry.age(now)), ..Report::new(Verdict::Stale) });
+            self.cx.answered_by = "cache";
+            let mut parts = http::Response::new(()).into_parts().0;
+            parts.status = entry.status();
+            parts.headers = entry.headers();
+            return self.whole(chain, parts, entry.body().clone(), Ending::NotSent).await;
+        }
+        let left = guard.closed_to(&service, self.cx.route.as_deref()).unwrap_or(std::time::Duration::from_secs(1));
+        let reply = guard.reply(left).with("x-weir-reason", forward::CIRCUIT_OPEN);
+        self.reply(chain, reply).await;
+    }
+
     /// Passes an upgraded connection's bytes in both directions until one side ends.
     async fn tunnel(&mut self, chain: &Chain, answered: Answered) {
-        let Answered { mut parts, body, .. } = answered;
+        let Answered { mut parts, mut body, .. } = answered;
+        // The tunnel keeps its place as long as it lasts.
+        let _held = std::mem::take(&mut body.held);
         let protocol = parts.headers.get(header::UPGRADE).cloned();
         h1::strip_hop_by_hop(&mut parts.headers);
         if let Some(protocol) = protocol {
@@ -419,9 +501,14 @@ impl<D: Downstream> Work<'_, D> {
                 let length = stream.parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
                 let empty = matches!(stream.parts.status.as_u16(), 204 | 304);
                 self.streamed(chain, stream.parts, &mut *body, length, empty).await;
+                if let (Some(reason), Some(report)) = (body.refused(), &mut self.cx.report) {
+                    (report.stored, report.detail) = (false, Some(reason));
+                    self.weir.environment.metrics.cache_reason(&plan.policy.name, reason);
+                }
             }
             Outcome::Failed(error, report) => {
                 self.cx.report = Some(report);
+                self.cx.plan.get_or_insert_with(|| plan.clone());
                 self.upstream_failed(chain, &error).await;
             }
         }
@@ -450,6 +537,12 @@ pub(crate) fn show(headers: &mut HeaderMap, report: &Report, shown: Shown) {
         // Caches before us had their say; ours comes last (RFC 9211 section 2).
         headers.append(weir_cache::status::CACHE_STATUS, weir_cache::status::cache_status(report, shown.key));
     }
+}
+
+/// Whether who sent these fields takes trailers.
+pub(crate) fn takes_trailers(headers: &HeaderMap) -> bool {
+    let mut fields = headers.get_all(header::TE).iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(','));
+    fields.any(|option| option.trim().eq_ignore_ascii_case("trailers"))
 }
 
 /// The protocol that an `Upgrade` request asks for, if its fields are in order.

@@ -1,8 +1,9 @@
 //! The classifier and the header rules, row by row.
 
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode, request::Parts};
+use weir_cache::keys::strip_internal;
 use weir_proxy::classify::{
-    Class, ClassifyRules, classify, is_rsc_request, strip_internal_query, strip_request_headers, strip_response_headers, strip_stray_location,
+    Class, ClassifyRules, classify, is_rsc_request, strip_request_headers, strip_response_headers, strip_stray_location,
 };
 
 const ID: &str = "40c4bd9966635557434de7dd21433ec2beff19b99f";
@@ -327,9 +328,9 @@ fn internal_query_keys_are_removed_and_nothing_else_changes() {
         ("&a=%zz&&b=+%20&nxtPx=1&", "&a=%zz&&b=+%20&"),
         ("%", "%"),
     ] {
-        assert_eq!(strip_internal_query(query), want, "{query}");
+        assert_eq!(strip_internal(query), want, "{query}");
     }
-    assert!(matches!(strip_internal_query("a=1&_rsc=x"), std::borrow::Cow::Borrowed(_)));
+    assert!(matches!(strip_internal("a=1&_rsc=x"), std::borrow::Cow::Borrowed(_)));
 }
 
 #[test]

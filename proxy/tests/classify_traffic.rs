@@ -4,7 +4,8 @@
 use http::{HeaderName, HeaderValue, Request};
 use serde::Deserialize;
 use std::collections::BTreeMap;
-use weir_proxy::classify::{Class, ClassifyRules, classify, strip_internal_query, strip_request_headers};
+use weir_cache::keys::strip_internal;
+use weir_proxy::classify::{Class, ClassifyRules, classify, strip_request_headers};
 
 #[derive(Deserialize)]
 struct Record {
@@ -110,7 +111,7 @@ fn component_requests_pass_with_every_header_and_byte_of_the_target() {
         strip_request_headers(&mut parts.headers, &found);
         assert_eq!(parts.headers, before, "request {}: a browser sends nothing internal", record.seq);
         let query = parts.uri.query().unwrap_or("");
-        assert_eq!(strip_internal_query(query), query, "request {}", record.seq);
+        assert_eq!(strip_internal(query), query, "request {}", record.seq);
         if found.class == Class::Rsc {
             assert!(parts.headers.contains_key(HeaderName::from_static("rsc")));
         }

@@ -1,5 +1,6 @@
 //! The six contracts. Keys are UTF-8 strings chosen by the caller; times are durations from now; no call waits longer than the store's deadline.
 
+use crate::limits::{Back, How, Reading, Rule};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::time::Duration;
@@ -152,36 +153,46 @@ pub trait Locks: Send + Sync {
     async fn release(&self, held: &Lease) -> StoreResult<bool>;
 }
 
-/// One window of one limit.
+/// A charge on one limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Take {
-    /// Names the counter, window included.
+pub struct Charge {
+    /// Names the count: who, and by which limit. Vanishes by itself when nothing of it is left.
     pub key: String,
-    /// How much to take.
+    /// The limit.
+    pub rule: Rule,
+    /// How much.
     pub cost: u64,
-    /// The most that the counter may reach.
-    pub limit: u64,
-    /// When the counter vanishes, from its first use.
-    pub ttl: Duration,
+    /// With [`How::UpTo`], the most that is charged.
+    pub most: u64,
+    /// With [`How::UpTo`], what the count gets back before.
+    pub back: Back,
 }
 
-/// What became of a set of takes.
+impl Charge {
+    /// A charge of `cost`.
+    pub fn new(key: String, rule: Rule, cost: u64) -> Charge {
+        Charge { key, rule, cost, most: cost, back: Back::default() }
+    }
+}
+
+/// What became of a set of charges.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Taken {
-    /// Whether all limits allowed it. If not, none was charged.
+pub struct Charged {
+    /// Whether every limit granted its cost.
     pub allowed: bool,
-    /// The counters' values after the call, in the order of the takes.
-    pub values: Vec<u64>,
+    /// What each limit says then, in the order of the charges.
+    pub readings: Vec<Reading>,
 }
 
-/// Numbers that expire.
+/// Counts with limits, and numbers that expire.
 #[async_trait]
 pub trait Counters: Send + Sync {
-    /// Charges all takes, or none if one would pass its limit; atomic over all of them and over all instances.
-    async fn take(&self, takes: &[Take]) -> StoreResult<Taken>;
-    /// Adds `by` without a limit; the new value.
+    /// Charges, in one step for all of them and for all instances, by the store's own clock. Keys of one call must differ. A cost of 0 always
+    /// fits and only asks.
+    async fn charge(&self, charges: &[Charge], how: How) -> StoreResult<Charged>;
+    /// Adds `by` to a number, without a limit; the new value. It vanishes `ttl` after its first use. Its keys are not those of charges.
     async fn add(&self, key: &str, by: u64, ttl: Duration) -> StoreResult<u64>;
-    /// The value now, 0 if there is none.
+    /// The number now, 0 if there is none.
     async fn peek(&self, key: &str) -> StoreResult<u64>;
 }
 
@@ -189,7 +200,7 @@ pub trait Counters: Send + Sync {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Begun {
     /// The caller is the first: it must `complete` or `abandon`, and `renew` while it works.
-    Owner(Lease),
+    Owner(Claim),
     /// Another works on it now. `fingerprint` is that one's.
     InFlight {
         /// Of the request that works.
@@ -207,6 +218,26 @@ pub enum Begun {
         /// Of the request that vanished.
         fingerprint: String,
     },
+    /// The back end has lost its memory less than one `ttl` ago: that it does not know the key says nothing.
+    Lost {
+        /// Until one `ttl` is over.
+        left: Duration,
+    },
+}
+
+/// A key of the [`Ledger`] that is the caller's to work on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The key.
+    pub key: String,
+    /// The random token that proves ownership.
+    pub owner: String,
+    /// Rises with every claim of this key.
+    pub fence: u64,
+    /// Of the request, as `begin` got it: with it the entry can be made again after a loss of memory.
+    pub fingerprint: String,
+    /// How long an unknown outcome is remembered, as `begin` got it.
+    pub ttl: Duration,
 }
 
 /// One effect per key, across instances and crashes.
@@ -216,18 +247,22 @@ pub enum Begun {
 ///                   │  lease over: (none)   │ lease over: unknown (kept for ttl)
 ///                   └─abandon─► (none)      └─abandon─► (none)
 /// ```
+/// A back end that comes back empty is noticed: `begin` then says [`Begun::Lost`] for one `ttl`, and owners enter their keys again
+/// with their next step. An instance that was started after the loss can not notice it by itself; it hears of it as soon as another one does.
 #[async_trait]
 pub trait Ledger: Send + Sync {
     /// Enters `key`. `lease` bounds how long a silent owner keeps it, `ttl` how long an unknown outcome is remembered.
     async fn begin(&self, key: &str, fingerprint: &str, lease: Duration, ttl: Duration) -> StoreResult<Begun>;
+    /// The same, but a key whose outcome is unknown is free: for effects that bear a repetition.
+    async fn begin_again(&self, key: &str, fingerprint: &str, lease: Duration, ttl: Duration) -> StoreResult<Begun>;
     /// Marks that from now on the effect may take place. `false`: no longer the owner, do not act.
-    async fn acting(&self, owner: &Lease, lease: Duration) -> StoreResult<bool>;
+    async fn acting(&self, owner: &Claim, lease: Duration) -> StoreResult<bool>;
     /// Prolongs the lease. `false`: no longer the owner.
-    async fn renew(&self, owner: &Lease, lease: Duration) -> StoreResult<bool>;
+    async fn renew(&self, owner: &Claim, lease: Duration) -> StoreResult<bool>;
     /// Stores the outcome for `ttl` and tells the waiters. `false`: no longer the owner, nothing was stored.
-    async fn complete(&self, owner: &Lease, value: Bytes, ttl: Duration) -> StoreResult<bool>;
+    async fn complete(&self, owner: &Claim, value: Bytes, ttl: Duration) -> StoreResult<bool>;
     /// Frees the key: nothing took effect. `false`: no longer the owner.
-    async fn abandon(&self, owner: &Lease) -> StoreResult<bool>;
+    async fn abandon(&self, owner: &Claim) -> StoreResult<bool>;
     /// Returns when `key` was completed or abandoned, or after `at_most`; a hint: call `begin` again.
     async fn wait(&self, key: &str, at_most: Duration) -> StoreResult<()>;
 }

@@ -5,7 +5,7 @@
 //! | [`Blobs`] | values with a time to live | cache entries, warm-up marks |
 //! | [`Index`] | which blobs belong together | purge by prefix, by tag |
 //! | [`Locks`] | leases with an owner token and a fencing number | one fill per key, one warm-up at a time |
-//! | [`Counters`] | numbers that expire | rate limits |
+//! | [`Counters`] | counts with limits, numbers that expire | rate limits |
 //! | [`Ledger`] | one effect per key: begun, done, or unknown | idempotency |
 //! | [`Bus`] | messages to every instance | fill done, purge, logout |
 //!
@@ -13,6 +13,7 @@
 
 mod contracts;
 mod fanout;
+pub mod limits;
 pub mod memory;
 pub mod redis;
 #[cfg(feature = "testing")]
@@ -47,7 +48,7 @@ pub struct Store {
     pub index: Arc<dyn Index>,
     /// Leases.
     pub locks: Arc<dyn Locks>,
-    /// Expiring numbers.
+    /// Counts with limits, and numbers that expire.
     pub counters: Arc<dyn Counters>,
     /// One effect per key.
     pub ledger: Arc<dyn Ledger>,

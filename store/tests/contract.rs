@@ -6,6 +6,7 @@ use std::collections::HashSet;
 use std::future::Future;
 use std::time::Duration;
 use tokio::task::JoinSet;
+use weir_store::limits::{Back, How, Method, Rule, Span};
 use weir_store::*;
 
 const LONG: Duration = Duration::from_secs(60);
@@ -30,9 +31,9 @@ async fn value(store: &Store, key: &str) -> Option<Bytes> {
     store.blobs.get(key).await.unwrap().map(|b| b.value)
 }
 
-fn owner(begun: Begun) -> Lease {
+fn owner(begun: Begun) -> Claim {
     match begun {
-        Begun::Owner(lease) => lease,
+        Begun::Owner(claim) => claim,
         other => panic!("not the owner: {other:?}"),
     }
 }
@@ -263,63 +264,124 @@ async fn one_of_many_gets_the_lock(a: Store, b: Store) {
     assert_eq!(tasks.join_all().await.into_iter().flatten().count(), 1);
 }
 
-fn take(key: &str, cost: u64, limit: u64) -> Take {
-    Take { key: key.into(), cost, limit, ttl: LONG }
+fn rule(limit: u64, span: Span, method: Method) -> Rule {
+    Rule { limit, span, method }
 }
 
-async fn counters_take_all_or_none(a: Store, b: Store) {
-    // One tag for all keys of a call: on a Cluster they must share a slot.
-    let taken = a.counters.take(&[take("{t}s", 1, 2), take("{t}m", 3, 5)]).await.unwrap();
-    assert_eq!(taken, Taken { allowed: true, values: vec![1, 3] });
-    let taken = b.counters.take(&[take("{t}s", 1, 2), take("{t}m", 3, 5)]).await.unwrap();
-    assert_eq!(taken, Taken { allowed: false, values: vec![1, 3] }, "the second would pass its limit: neither is charged");
-    assert_eq!(b.counters.take(&[take("{t}s", 1, 2), take("{t}m", 2, 5)]).await.unwrap(), Taken { allowed: true, values: vec![2, 5] });
-    assert_eq!(a.counters.peek("{t}s").await.unwrap(), 2);
-    assert_eq!(a.counters.take(&[take("{t}s", 0, 2), take("{t}new", 9, 8)]).await.unwrap(), Taken { allowed: false, values: vec![2, 0] });
-    assert_eq!(a.counters.peek("{t}new").await.unwrap(), 0);
-    // One key twice in one call is charged twice, or not at all.
-    assert_eq!(a.counters.take(&[take("{t}2", 2, 3), take("{t}2", 2, 3)]).await.unwrap(), Taken { allowed: false, values: vec![0, 0] });
-    assert_eq!(a.counters.take(&[take("{t}2", 1, 3), take("{t}2", 2, 3)]).await.unwrap(), Taken { allowed: true, values: vec![3, 3] });
-    assert_eq!(a.counters.take(&[]).await.unwrap(), Taken { allowed: true, values: vec![] });
-    // No limit is a limit too, and nothing overflows.
-    assert!(a.counters.take(&[take("{t}huge", COUNTER_MAX, u64::MAX)]).await.unwrap().allowed);
-    assert_eq!(a.counters.take(&[take("{t}huge", u64::MAX, u64::MAX)]).await.unwrap(), Taken { allowed: false, values: vec![COUNTER_MAX] });
-    assert_eq!(b.counters.add("{t}huge", u64::MAX, LONG).await.unwrap(), COUNTER_MAX);
-    assert_eq!(b.counters.add("{t}fresh", u64::MAX, LONG).await.unwrap(), COUNTER_MAX);
+fn charge(key: &str, rule: Rule, cost: u64) -> Charge {
+    Charge::new(key.into(), rule, cost)
 }
 
-async fn counters_expire_from_their_first_use(a: Store, b: Store) {
+fn left(charged: &Charged) -> Vec<u64> {
+    charged.readings.iter().map(|r| r.left).collect()
+}
+
+/// Every method, over a time that does not end during the test.
+fn methods(burst: u64) -> [(&'static str, Method); 3] {
+    [("fixed", Method::Fixed), ("sliding", Method::Sliding), ("bucket", Method::Bucket { burst })]
+}
+
+async fn counters_charge_all_or_none(a: Store, b: Store) {
+    for (name, method) in methods(2) {
+        // One tag for all keys of a call: on a Cluster they must share a slot.
+        let both = |month: u64, year: u64| {
+            let bucket = |limit: u64| if let Method::Bucket { .. } = method { Method::Bucket { burst: limit } } else { method };
+            [charge(&format!("{{{name}}}m"), rule(2, Span::Month, bucket(2)), month), charge(&format!("{{{name}}}y"), rule(5, Span::Year, bucket(5)), year)]
+        };
+        let charged = a.counters.charge(&both(1, 3), How::AllOrNone).await.unwrap();
+        assert_eq!((charged.allowed, left(&charged)), (true, vec![1, 2]), "{name}");
+        let charged = b.counters.charge(&both(1, 3), How::AllOrNone).await.unwrap();
+        assert_eq!((charged.allowed, left(&charged)), (false, vec![1, 2]), "{name}: the second would pass its limit: neither is charged");
+        assert_eq!((charged.readings[0].wait, charged.readings[1].wait > 0), (0, true), "{name}");
+        assert_eq!(left(&b.counters.charge(&both(1, 2), How::AllOrNone).await.unwrap()), [0, 0], "{name}");
+        let asked = a.counters.charge(&both(0, 0), How::AllOrNone).await.unwrap();
+        assert_eq!((asked.allowed, left(&asked)), (true, vec![0, 0]), "{name}: a cost of nothing only asks");
+        assert!(!a.counters.charge(&both(0, 1), How::AllOrNone).await.unwrap().allowed, "{name}");
+        let never = a.counters.charge(&both(9, 0), How::AllOrNone).await.unwrap();
+        assert_eq!((never.allowed, never.readings[0].wait), (false, u64::MAX), "{name}");
+    }
+    assert_eq!(a.counters.charge(&[], How::AllOrNone).await.unwrap(), Charged { allowed: true, readings: vec![] });
+}
+
+async fn counters_charge_anyway_or_what_there_is(a: Store, b: Store) {
+    for (name, method) in methods(10) {
+        let key = format!("any-{name}");
+        let by = |cost: u64| [charge(&key, rule(10, Span::Year, method), cost)];
+        assert_eq!(left(&a.counters.charge(&by(7), How::Anyway).await.unwrap()), [3], "{name}");
+        let charged = b.counters.charge(&by(7), How::Anyway).await.unwrap();
+        assert_eq!((charged.allowed, left(&charged)), (true, vec![0]), "{name}");
+        assert!(!b.counters.charge(&by(1), How::AllOrNone).await.unwrap().allowed, "{name}");
+        let key = format!("some-{name}");
+        for (cost, most, granted) in [(1, 4, 4), (1, 0, 1), (6, 20, 0), (1, 100, 5), (1, 4, 0)] {
+            let asked = [Charge { most, ..charge(&key, rule(10, Span::Year, method), cost) }];
+            let charged = a.counters.charge(&asked, How::UpTo).await.unwrap();
+            assert_eq!((charged.readings[0].granted, charged.allowed), (granted, granted > 0), "{name} {cost} {most}");
+        }
+        // What was granted and not spent comes back.
+        let key = format!("back-{name}");
+        let up_to = |most: u64, back: Back| [Charge { most, back, ..charge(&key, rule(10, Span::Year, method), 1) }];
+        let first = a.counters.charge(&up_to(8, Back::default()), How::UpTo).await.unwrap().readings[0];
+        let then = b.counters.charge(&up_to(1, Back { at: first.at, amount: 5 }), How::UpTo).await.unwrap().readings[0];
+        assert_eq!((first.left, then.left), (2, 6), "{name}");
+        // Nothing overflows.
+        let huge = [charge(&format!("huge-{name}"), rule(u64::MAX, Span::Year, method), u64::MAX)];
+        for _ in 0..2 {
+            assert!(a.counters.charge(&huge, How::Anyway).await.unwrap().readings[0].granted <= COUNTER_MAX, "{name}");
+        }
+    }
+}
+
+async fn counters_give_back_with_time(a: Store, b: Store) {
+    for (name, method) in methods(3) {
+        let by = [charge(&format!("brief-{name}"), rule(3, Span::Seconds(1), method), 3)];
+        // Until it was full once: a window may just have ended.
+        eventually("it is full", || async { (!a.counters.charge(&by, How::AllOrNone).await.unwrap().allowed).then_some(()) }).await;
+        eventually("there is room again", || async { b.counters.charge(&by, How::AllOrNone).await.unwrap().allowed.then_some(()) }).await;
+    }
+}
+
+async fn counters_are_exact_under_contention(a: Store, b: Store) {
+    for (name, method) in methods(300) {
+        let mut tasks = JoinSet::new();
+        for n in 0..16 {
+            let store = if n % 2 == 0 { a.clone() } else { b.clone() };
+            tasks.spawn(async move {
+                let mut admitted = 0;
+                for _ in 0..50 {
+                    let by = [charge(&format!("{{{name}}}limited"), rule(300, Span::Year, method), 1), charge(&format!("{{{name}}}all"), rule(1000, Span::Year, Method::Sliding), 1)];
+                    admitted += usize::from(store.counters.charge(&by, How::AllOrNone).await.unwrap().allowed);
+                }
+                admitted
+            });
+        }
+        assert_eq!(tasks.join_all().await.into_iter().sum::<usize>(), 300, "{name}");
+        let all = [charge(&format!("{{{name}}}all"), rule(1000, Span::Year, Method::Sliding), 0)];
+        assert_eq!(left(&b.counters.charge(&all, How::AllOrNone).await.unwrap()), [700], "{name}");
+    }
+}
+
+async fn numbers_expire_from_their_first_use(a: Store, b: Store) {
     assert_eq!(a.counters.add("sum", 5, LONG).await.unwrap(), 5);
     assert_eq!(b.counters.add("sum", 4, SHORT).await.unwrap(), 9);
     assert_eq!(a.counters.add("brief", 1, SHORT).await.unwrap(), 1);
     // Later uses do not prolong it: this one ends although it is used all the time.
-    eventually("the window ends", || async { (b.counters.add("brief", 1, LONG).await.unwrap() == 1).then_some(()) }).await;
-    let brief = Take { ttl: SHORT, ..take("brief-take", 1, u64::MAX) };
-    assert_eq!(a.counters.take(std::slice::from_ref(&brief)).await.unwrap().values, [1]);
-    let longer = [Take { ttl: LONG, ..brief }];
-    eventually("the window of takes ends", || async { (b.counters.take(&longer).await.unwrap().values == [1]).then_some(()) }).await;
+    eventually("it ends", || async { (b.counters.add("brief", 1, LONG).await.unwrap() == 1).then_some(()) }).await;
     assert_eq!(a.counters.peek("sum").await.unwrap(), 9);
     assert_eq!(a.counters.peek("none").await.unwrap(), 0);
-}
-
-async fn counters_are_exact_under_contention(a: Store, b: Store) {
+    // Nothing overflows.
+    assert_eq!(b.counters.add("huge", u64::MAX, LONG).await.unwrap(), COUNTER_MAX);
+    assert_eq!(b.counters.add("huge", u64::MAX, LONG).await.unwrap(), COUNTER_MAX);
     let mut tasks = JoinSet::new();
     for n in 0..16 {
         let store = if n % 2 == 0 { a.clone() } else { b.clone() };
         tasks.spawn(async move {
-            let mut admitted = 0;
             for _ in 0..50 {
-                let takes = [take("{x}limited", 1, 300), take("{x}all", 1, u64::MAX)];
-                admitted += usize::from(store.counters.take(&takes).await.unwrap().allowed);
-                store.counters.add("{x}added", 2, LONG).await.unwrap();
+                store.counters.add("added", 2, LONG).await.unwrap();
             }
-            admitted
         });
     }
-    assert_eq!(tasks.join_all().await.into_iter().sum::<usize>(), 300);
-    assert_eq!(a.counters.peek("{x}limited").await.unwrap(), 300);
-    assert_eq!(b.counters.peek("{x}all").await.unwrap(), 300);
-    assert_eq!(b.counters.peek("{x}added").await.unwrap(), 16 * 50 * 2);
+    tasks.join_all().await;
+    assert_eq!(b.counters.peek("added").await.unwrap(), 16 * 50 * 2);
 }
 
 async fn ledger_keeps_what_was_done(a: Store, b: Store) {
@@ -329,7 +391,7 @@ async fn ledger_keeps_what_was_done(a: Store, b: Store) {
     assert!(a.ledger.acting(&lease, LONG).await.unwrap());
     assert_eq!(b.ledger.begin("order", "fp-2", LONG, LONG).await.unwrap(), in_flight);
     assert!(a.ledger.renew(&lease, LONG).await.unwrap());
-    let stranger = Lease { owner: "someone".into(), ..lease.clone() };
+    let stranger = Claim { owner: "someone".into(), ..lease.clone() };
     assert!(!b.ledger.acting(&stranger, LONG).await.unwrap());
     assert!(!b.ledger.renew(&stranger, LONG).await.unwrap());
     assert!(!b.ledger.complete(&stranger, bytes("no"), LONG).await.unwrap());
@@ -397,6 +459,12 @@ async fn ledger_remembers_the_unknown(a: Store, b: Store) {
     assert!(!a.ledger.abandon(&lost).await.unwrap());
     assert!(!a.ledger.acting(&lost, LONG).await.unwrap());
     assert!(matches!(b.ledger.begin("unknown", "other", LONG, LONG).await.unwrap(), Begun::Unknown { .. }));
+    // Free for who may repeat, and then that one's alone.
+    let again = owner(b.ledger.begin_again("unknown", "again", LONG, LONG).await.unwrap());
+    assert_eq!(a.ledger.begin_again("unknown", "again", LONG, LONG).await.unwrap(), Begun::InFlight { fingerprint: "again".into() });
+    assert!(!a.ledger.complete(&lost, bytes("late"), LONG).await.unwrap(), "the late one has no say in it");
+    assert!(b.ledger.complete(&again, bytes("v"), LONG).await.unwrap());
+    assert!(matches!(a.ledger.begin_again("unknown", "again", LONG, LONG).await.unwrap(), Begun::Done { .. }));
     // Kept for the ttl that `begin` named, then free.
     let brief = owner(a.ledger.begin("unknown-brief", "fp", LONG, SHORT).await.unwrap());
     assert!(a.ledger.acting(&brief, SHORT).await.unwrap());
@@ -536,7 +604,8 @@ macro_rules! suite {
             a_patch_hits_only_what_it_was_made_for, the_index_finds_by_name_and_by_beginning,
             the_index_forgets_what_was_removed_but_not_what_came_since, the_index_is_searched_in_parts, the_index_forgets_in_time,
             locks_have_one_owner, a_lease_ends_unless_renewed, one_of_many_gets_the_lock,
-            counters_take_all_or_none, counters_expire_from_their_first_use, counters_are_exact_under_contention,
+            counters_charge_all_or_none, counters_charge_anyway_or_what_there_is, counters_give_back_with_time, counters_are_exact_under_contention,
+            numbers_expire_from_their_first_use,
             ledger_keeps_what_was_done, ledger_forgets_in_time, ledger_frees_who_vanished_before_acting,
             ledger_remembers_the_unknown, ledger_renewal_keeps_both_states, one_of_many_owns_the_effect, ledger_wakes_the_waiters,
             bus_reaches_everyone_in_order, health_is_good_and_calls_are_counted,

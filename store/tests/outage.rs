@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use std::future::Future;
 use std::time::Duration;
+use weir_store::limits::{How, Method, Rule, Span};
 use weir_store::testing::{RedisServer, free_port};
 use weir_store::*;
 
@@ -34,7 +35,8 @@ fn passes(error: &StoreError) -> bool {
 /// Every kind of call once; the errors of those that failed.
 async fn every_call(store: &Store) -> Vec<StoreError> {
     let lease = Lease { key: "k".into(), owner: "nobody".into(), fence: 1 };
-    let take = Take { key: "k".into(), cost: 1, limit: u64::MAX, ttl: LONG };
+    let claim = Claim { key: "k".into(), owner: "nobody".into(), fence: 1, fingerprint: "f".into(), ttl: LONG };
+    let charge = Charge::new("k".into(), Rule { limit: 1000, span: Span::DAY, method: Method::Fixed }, 1);
     let value = Bytes::from_static(b"v");
     let outcomes = [
         store.blobs.get("k").await.err(),
@@ -48,14 +50,14 @@ async fn every_call(store: &Store) -> Vec<StoreError> {
         store.locks.acquire("k", LONG).await.err(),
         store.locks.renew(&lease, LONG).await.err(),
         store.locks.release(&lease).await.err(),
-        store.counters.take(&[take]).await.err(),
+        store.counters.charge(&[charge], How::AllOrNone).await.err(),
         store.counters.add("k", 1, LONG).await.err(),
         store.counters.peek("k").await.err(),
         store.ledger.begin("k", "f", LONG, LONG).await.err(),
-        store.ledger.acting(&lease, LONG).await.err(),
-        store.ledger.renew(&lease, LONG).await.err(),
-        store.ledger.complete(&lease, value.clone(), LONG).await.err(),
-        store.ledger.abandon(&lease).await.err(),
+        store.ledger.acting(&claim, LONG).await.err(),
+        store.ledger.renew(&claim, LONG).await.err(),
+        store.ledger.complete(&claim, value.clone(), LONG).await.err(),
+        store.ledger.abandon(&claim).await.err(),
         store.ledger.wait("other", LONG).await.err(),
         store.bus.publish("c", value).await.err(),
     ];
@@ -133,6 +135,30 @@ async fn a_wrong_password_is_an_outage_and_is_not_told() {
     eventually("the right password is taken", || async { good.blobs.put("k", Bytes::new(), LONG, None).await.ok() }).await;
     assert_eq!(good.health.address(), format!("redis://127.0.0.1:{}/3", server.port()));
     assert!(!good.health.address().contains("right-one"));
+}
+
+/// As docs/caching.md gives them. `KEYS` is among the dangerous commands, and nothing here goes over all keys by `SCAN` either.
+const RIGHTS: &str = "~weir:* resetchannels &weir:* -@all +@read +@write +@scripting +@transaction +@pubsub +@connection +time -@dangerous -scan";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_acl_user_needs_few_rights() {
+    let server = RedisServer::start();
+    assert!(server.command(&format!("ACL SETUSER shop on >pass-of-the-user {RIGHTS}")).unwrap().starts_with("+OK"));
+    assert!(server.command("ACL SETUSER default off").unwrap().starts_with("+OK"));
+    let url = format!("redis://shop:pass-of-the-user@127.0.0.1:{}", server.port());
+    let store = Store::open(&url, &options()).await.unwrap();
+    eventually("all calls are answered", || async { every_call(&store).await.is_empty().then_some(()) }).await;
+    let mut news = store.bus.subscribe("news").await.unwrap();
+    store.bus.publish("news", Bytes::from_static(b"hello")).await.unwrap();
+    assert_eq!(next(&mut news).await, Message::Data(Bytes::from_static(b"hello")));
+    // Another's keys are out of reach, and that is told without the password.
+    let other = Store::open(&url, &StoreOptions { prefix: "other:".into(), ..options() }).await.unwrap();
+    let error = other.blobs.get("k").await.unwrap_err().to_string();
+    // A read is a transaction, which Redis breaks off at the first refusal.
+    assert!((error.contains("NOPERM") || error.contains("EXECABORT")) && !error.contains("pass-of-the-user"), "{error}");
+    // Without a name, as without the password, nothing is to be had.
+    let nobody = Store::open(&server.url(), &options()).await.unwrap();
+    assert!(passes(&nobody.blobs.get("k").await.unwrap_err()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,11 +250,14 @@ async fn what_is_not_ours_under_a_key_is_an_unreadable_answer() {
     server.command("LPUSH weir:blob:{k} x").unwrap();
     server.command("LPUSH weir:ledger:{k} x").unwrap();
     server.command("SET weir:count:{k} many").unwrap();
+    server.command("SET weir:meter:{k} many").unwrap();
+    let charge = Charge::new("k".into(), Rule { limit: 1000, span: Span::DAY, method: Method::Fixed }, 1);
     for _ in 0..10 {
         assert!(matches!(store.blobs.get("k").await, Err(StoreError::Corrupt(_))));
         assert!(matches!(store.ledger.begin("k", "f", LONG, LONG).await, Err(StoreError::Corrupt(_))));
         assert!(matches!(store.counters.add("k", 1, LONG).await, Err(StoreError::Corrupt(_))));
         assert!(matches!(store.counters.peek("k").await, Err(StoreError::Corrupt(_))));
+        assert!(matches!(store.counters.charge(std::slice::from_ref(&charge), How::AllOrNone).await, Err(StoreError::Corrupt(_))));
     }
     assert_eq!(store.health.totals().breaker_opened, 0, "Redis did answer");
     assert_eq!(store.health.check(), Ok(()));
@@ -277,6 +306,45 @@ async fn a_waiter_is_woken_by_a_message() {
     .await;
     waiter.await.unwrap().unwrap();
     assert_eq!(store.ledger.begin("k", "f", LONG, LONG).await.unwrap(), Begun::InFlight { fingerprint: "f".into() });
+}
+
+/// What a Redis without a disk forgets when it is started anew, its owners know, and nobody takes its silence for an answer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_lost_its_memory_is_not_believed() {
+    let mut server = RedisServer::start();
+    let (a, b) = (Store::open(&server.url(), &options()).await.unwrap(), Store::open(&server.url(), &options()).await.unwrap());
+    let claim = async |key: &str| match a.ledger.begin(key, "f", LONG, LONG).await.unwrap() {
+        Begun::Owner(claim) => claim,
+        other => panic!("{other:?}"),
+    };
+    let (renewed, completed, done) = (claim("renewed").await, claim("completed").await, claim("done").await);
+    assert!(a.ledger.acting(&renewed, LONG).await.unwrap() && a.ledger.acting(&completed, LONG).await.unwrap());
+    assert!(a.ledger.complete(&done, Bytes::from_static(b"v"), LONG).await.unwrap());
+    assert!(matches!(b.ledger.begin("done", "f", LONG, LONG).await.unwrap(), Begun::Done { .. }));
+    server.restart();
+    let lost = eventually("the loss is noticed", || async { b.ledger.begin("done", "f", LONG, LONG).await.ok() }).await;
+    assert!(matches!(lost, Begun::Lost { left } if left <= LONG && !left.is_zero()), "{lost:?}");
+    eventually("the owner is back", || async { a.ledger.renew(&renewed, LONG).await.ok()?.then_some(()) }).await;
+    assert_eq!(b.ledger.begin("renewed", "f", LONG, LONG).await.unwrap(), Begun::InFlight { fingerprint: "f".into() });
+    assert!(a.ledger.complete(&completed, Bytes::from_static(b"w"), LONG).await.unwrap());
+    let known = Begun::Done { fingerprint: "f".into(), value: Bytes::from_static(b"w") };
+    assert_eq!(b.ledger.begin("completed", "f", LONG, LONG).await.unwrap(), known);
+    assert!(a.ledger.complete(&renewed, Bytes::from_static(b"x"), LONG).await.unwrap());
+    // Only as long as an answer would have been kept; a key that was used again since is its new owner's.
+    let short = Duration::from_millis(1);
+    let next = eventually("the loss is over", || async {
+        match b.ledger.begin("over", "f", LONG, short).await.unwrap() {
+            Begun::Owner(claim) => Some(claim),
+            _ => None,
+        }
+    })
+    .await;
+    let late = Claim { owner: "late".into(), fence: 1, ..next.clone() };
+    assert!(!a.ledger.complete(&late, Bytes::from_static(b"late"), LONG).await.unwrap());
+    // A server that kept its memory is believed at once, as is one that is new to everybody.
+    let fresh = RedisServer::start();
+    let store = Store::open(&fresh.url(), &options()).await.unwrap();
+    assert!(matches!(store.ledger.begin("k", "f", LONG, LONG).await.unwrap(), Begun::Owner(_)));
 }
 
 /// Forwards connections to `to` until told to swallow: then those that exist stay open without a word, while new ones work.

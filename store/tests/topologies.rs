@@ -4,6 +4,7 @@ use bytes::Bytes;
 use std::future::Future;
 use std::process::Command;
 use std::time::Duration;
+use weir_store::limits::{How, Method, Rule, Span};
 use weir_store::testing::{RedisServer, free_port};
 use weir_store::*;
 
@@ -39,6 +40,10 @@ async fn hears(subscription: &mut Subscription, publisher: &Store, text: &'stati
     .await;
 }
 
+fn charge(key: String, limit: u64) -> Charge {
+    Charge::new(key, Rule { limit, span: Span::Year, method: Method::Sliding }, 1)
+}
+
 /// Some of everything, over many keys, so that every node of a cluster has its part.
 async fn works(a: &Store, b: &Store, round: &str) {
     for n in 0..40 {
@@ -49,10 +54,14 @@ async fn works(a: &Store, b: &Store, round: &str) {
         assert!(!b.blobs.put(&key, Bytes::new(), LONG, Some(lease.fence - 1)).await.unwrap());
         assert_eq!(b.blobs.get(&key).await.unwrap().unwrap().value, key);
         assert!(b.locks.release(&lease).await.unwrap());
-        let takes = ["second", "minute"].map(|w| Take { key: format!("{{{key}}}:{w}"), cost: 1, limit: 1, ttl: LONG });
-        assert!(a.counters.take(&takes).await.unwrap().allowed);
-        assert_eq!(b.counters.take(&takes).await.unwrap(), Taken { allowed: false, values: vec![1, 1] });
-        let Begun::Owner(owner) = a.ledger.begin(&key, "fp", LONG, LONG).await.unwrap() else { panic!("not the owner") };
+        let charges = ["one", "other"].map(|name| charge(format!("{{{key}}}:{name}"), 1));
+        assert!(a.counters.charge(&charges, How::AllOrNone).await.unwrap().allowed);
+        let refused = b.counters.charge(&charges, How::AllOrNone).await.unwrap();
+        assert_eq!((refused.allowed, refused.readings.iter().map(|r| r.left).collect::<Vec<_>>()), (false, vec![0, 0]));
+        let owner = match a.ledger.begin(&key, "fp", LONG, LONG).await.unwrap() {
+            Begun::Owner(owner) => owner,
+            other => panic!("{key} is not this one's: {other:?}"),
+        };
         let waiter = tokio::spawn({ let (b, key) = (b.clone(), key.clone()); async move { b.ledger.wait(&key, LONG).await } });
         assert!(a.ledger.acting(&owner, LONG).await.unwrap());
         assert!(a.ledger.complete(&owner, Bytes::from_static(b"done"), LONG).await.unwrap());
@@ -114,10 +123,11 @@ async fn a_cluster_of_three_masters() {
         assert_ne!(node.command("DBSIZE").unwrap(), ":0\r\n", "node {} holds nothing", node.port());
     }
 
-    let takes = ["alice", "bob"].map(|k| Take { key: format!("{{{k}}}"), cost: 1, limit: 5, ttl: LONG });
-    let refused = a.counters.take(&takes).await.unwrap_err();
+    let charges = ["alice", "bob"].map(|k| charge(format!("{{{k}}}"), 5));
+    let refused = a.counters.charge(&charges, How::AllOrNone).await.unwrap_err();
     assert!(matches!(&refused, StoreError::Corrupt(reason) if reason.contains("hash tag")), "{refused:?}");
-    assert_eq!(a.counters.peek("{alice}").await.unwrap(), 0);
+    let alone = a.counters.charge(&charges[..1], How::AllOrNone).await.unwrap();
+    assert_eq!(alone.readings[0].left, 4, "what was refused was not charged");
 
     // Whichever nodes the two listen at.
     let (mut at_a, mut at_b) = (a.bus.subscribe("news").await.unwrap(), b.bus.subscribe("news").await.unwrap());
@@ -163,14 +173,16 @@ struct Trio {
 }
 
 async fn trio() -> (Trio, String) {
-    let master = RedisServer::start_with(&["--requirepass", "pw", "--masterauth", "pw"]);
+    let master = RedisServer::start_with(&["--requirepass", "pw", "--masterauth", "pw", "--repl-diskless-sync-delay", "0"]);
     let of = format!("127.0.0.1 {}", master.port());
     let replica = RedisServer::start_with(&["--requirepass", "pw", "--masterauth", "pw", "--replicaof", &of]);
     let sentinels: Vec<RedisServer> = (0..3).map(|_| sentinel(master.port())).collect();
     let known = |s: &RedisServer| {
         let answer = s.command("SENTINEL MASTER shop").unwrap();
         let field = |name: &str| answer.split("\r\n").skip_while(|l| *l != name).nth(2).map(str::to_owned);
-        field("num-slaves").as_deref() == Some("1") && field("num-other-sentinels").as_deref() == Some("2")
+        // A replica that has not copied anything yet would take over with an empty memory.
+        let copied = s.command("SENTINEL REPLICAS shop").is_ok_and(|answer| answer.contains("master-link-status\r\n$2\r\nok"));
+        copied && field("num-slaves").as_deref() == Some("1") && field("num-other-sentinels").as_deref() == Some("2")
     };
     eventually("the sentinels know each other and the replica", || async { sentinels.iter().all(known).then_some(()) }).await;
     let hosts: Vec<String> = sentinels.iter().map(|s| format!("127.0.0.1:{}", s.port())).collect();

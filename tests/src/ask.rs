@@ -5,7 +5,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use std::net::SocketAddr;
-use tokio::net::TcpStream;
+use tokio::{io::{AsyncRead, AsyncWrite}, net::TcpStream};
 
 /// The `Host` of requests that name none.
 pub const HOST: &str = "shop.test";
@@ -87,6 +87,11 @@ impl Ask {
         self
     }
 
+    /// Where it goes.
+    pub(crate) fn to(&self) -> SocketAddr {
+        self.to
+    }
+
     /// The request as bytes.
     pub fn bytes(&self) -> Vec<u8> {
         let mut out = format!("{} {} HTTP/1.1\r\nHost: {}\r\n", self.method, self.target, self.host).into_bytes();
@@ -136,9 +141,13 @@ impl Ask {
 
     async fn h2(self) -> Result<Answer, hyper::Error> {
         let stream = TcpStream::connect(self.to).await.expect("a connection");
+        self.h2_on(stream, "http").await
+    }
+
+    pub(crate) async fn h2_on(self, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static, scheme: &str) -> Result<Answer, hyper::Error> {
         let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
         let running = tokio::spawn(connection);
-        let uri = format!("http://{}{}", self.host, self.target);
+        let uri = format!("{scheme}://{}{}", self.host, self.target);
         let mut request = http::Request::builder().method(self.method.as_str()).uri(uri);
         for (name, value) in &self.headers {
             request = request.header(name, value);

@@ -3,7 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use std::{fmt, net::SocketAddr};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
     net::TcpStream,
 };
 
@@ -101,12 +101,18 @@ impl fmt::Display for Broken {
     }
 }
 
+/// What a connection is made of.
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
 /// A connection.
 pub struct Connection {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
     received: BytesMut,
     /// The last chunk's line end is still to be read.
     owed: bool,
+    trailers: Vec<String>,
 }
 
 impl Connection {
@@ -121,7 +127,17 @@ impl Connection {
     pub async fn try_open(to: SocketAddr) -> std::io::Result<Connection> {
         let stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
-        Ok(Connection { stream, received: BytesMut::new(), owed: false })
+        Ok(Connection::over(stream))
+    }
+
+    /// A connection on a stream that is open already.
+    pub fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Connection {
+        Connection { stream: Box::new(stream), received: BytesMut::new(), owed: false, trailers: vec![] }
+    }
+
+    /// What followed the last chunked body.
+    pub fn trailers(&self) -> &[String] {
+        &self.trailers
     }
 
     /// Sends these bytes. That the other side has closed shows in what is read, not here.
@@ -236,11 +252,14 @@ impl Connection {
             self.owed = true;
             return Ok(Some(piece));
         }
-        // Weir sends no trailers.
-        match self.line().await {
-            Some(end) if end.is_empty() => Ok(None),
-            Some(end) => Err(malformed(&end)),
-            None => Err(cut(Bytes::new())),
+        self.trailers.clear();
+        loop {
+            match self.line().await {
+                Some(end) if end.is_empty() => return Ok(None),
+                Some(field) if field.contains(':') => self.trailers.push(field),
+                Some(other) => return Err(malformed(&other)),
+                None => return Err(cut(Bytes::new())),
+            }
         }
     }
 

@@ -15,6 +15,7 @@ mod config;
 mod http1;
 mod process;
 mod shop;
+pub mod tls;
 
 pub use ask::{Ask, Door, HOST};
 pub use config::Config;

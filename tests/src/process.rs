@@ -124,11 +124,12 @@ impl Weir {
     /// Writes the configuration anew, with the addresses that this process has. It counts after [`Weir::hang_up`] or a restart.
     pub fn write(&self, config: &Config) {
         let mut config = config.clone();
-        if let Some(edge) = self.doors.edge {
-            config = config.set("/edge/listen", edge.to_string());
-        }
-        if let Some(gateway) = self.doors.gateway {
-            config = config.set("/gateway/listen", gateway.to_string());
+        for (at, door) in [("/edge/listen", self.doors.edge), ("/gateway/listen", self.doors.gateway)] {
+            let Some(door) = door else { continue };
+            // Further addresses of the test's own stay.
+            let more = config.0.pointer(at).and_then(Value::as_array).cloned().unwrap_or_default();
+            let all: Vec<Value> = std::iter::once(json!(door.to_string())).chain(more).collect();
+            config = config.set(at, all);
         }
         config = config.set("/admin/listen", self.doors.admin.to_string());
         // Tests start several programs on few cores: two threads each are enough.
@@ -156,7 +157,8 @@ impl Weir {
     async fn launch(&mut self) -> Result<(), ExitStatus> {
         self.said.lock().expect("not poisoned").clear();
         let file = self.file();
-        let mut child = weir_command(&["run", "-c", &file.to_string_lossy()]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("weir starts");
+        let out = std::fs::File::create(self.folder.path().join("stdout")).expect("a file for standard output");
+        let mut child = weir_command(&["run", "-c", &file.to_string_lossy()]).stdout(out).stderr(Stdio::piped()).spawn().expect("weir starts");
         let err = child.stderr.take().expect("a pipe");
         let said = self.said.clone();
         std::thread::spawn(move || {
@@ -238,6 +240,11 @@ impl Weir {
     /// What it has written to standard error since it was started.
     pub fn said(&self) -> String {
         self.said.lock().expect("not poisoned").join("\n")
+    }
+
+    /// What it has written to standard output since it was started: the access log, if there is one.
+    pub fn access_log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("stdout")).unwrap_or_default()
     }
 
     /// Kills it without warning.

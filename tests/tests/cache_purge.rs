@@ -258,7 +258,7 @@ async fn weir_purge_asks_a_running_instance() {
     for (arguments, meant) in cases {
         let old = site.keep(&PAGES).await;
         let outcome = run(arguments).await;
-        assert_eq!((outcome.code, outcome.out.trim()), (Some(0), format!("{} entries removed", meant.len()).as_str()), "{arguments:?}: {outcome:?}");
+        assert_eq!((outcome.code, outcome.out.trim()), (Some(0), format!("{} {} removed", meant.len(), if meant.len() == 1 { "entry" } else { "entries" }).as_str()), "{arguments:?}: {outcome:?}");
         for (index, target) in PAGES.iter().enumerate() {
             if meant.contains(&index) {
                 site.gone(target, &old[index]).await;

@@ -74,6 +74,28 @@ impl Site {
         }
     }
 
+    /// Every kind of purge finds what it means, wherever in the store it lies, and nothing else.
+    async fn purges_what_is_meant(&self) {
+        let pages: Vec<String> = (0..30).map(|n| format!("/page/61{n:02}")).collect();
+        for (order, meant) in [
+            (json!({ "prefix": "shop.test/page/610" }), 10),
+            (json!({ "prefix": "/page/612" }), 10),
+            (json!({ "url": "http://shop.test/page/6105" }), 1),
+            (json!({ "tag": "page" }), 30),
+            (json!({ "host": "shop.test" }), 30),
+            (json!({ "all": true }), 30),
+        ] {
+            // From nothing: what other tests of this store left is gone.
+            self.weirs[0].admin().post_json("/purge", &json!({ "all": true })).send().await.expect(200);
+            for page in &pages {
+                self.weirs[0].edge().get(page).send().await.expect(200);
+                until_hit(self.weirs[1].edge(), page).await;
+            }
+            let report = self.weirs[1].admin().post_json("/purge", &order).send().await.expect(200).json();
+            assert_eq!(report["entries"], meant, "{order}: {report}");
+        }
+    }
+
     /// Pages that one instance fetches are hits at the other, wherever in the store they lie.
     async fn shares_again(&self) {
         let mut n = 0;
@@ -134,6 +156,7 @@ async fn a_cluster_of_three_masters_is_one_store() {
     let site = Site::open(&cluster.url).await;
     site.stampede("/page/9001").await;
     site.is_one_cache(1).await;
+    site.purges_what_is_meant().await;
     for node in &cluster.nodes {
         assert_ne!(node.command("DBSIZE").expect("an answer"), ":0\r\n", "every node has its part");
     }

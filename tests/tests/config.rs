@@ -70,7 +70,7 @@ fn a_mistake_is_shown_where_it_stands() {
         (with("paths: [/api/home]", "path: [/api/home]"), "13:11", "unknown key `path`", "^^^^", "did you mean `paths`?"),
         (with("    - path: /categories\n", "    - path: /categories\n      ttl: 60s\n    - path: /categories\n"), "6:", "the page `/categories` has a rule already", "^", ""),
         (with("gateway:", "store: redis://\ngateway:"), "6:8", "", "^", ""),
-        (with("    - name: bff\n", "    - name: bff\n      url: http://localhost:1\n    - name: bff\n"), "11:13", "the service `bff` is defined a second time", "^^^", "first at "),
+        (with("  services:\n", "  consumers:\n    - username: ann\n    - username: ann\n  services:\n"), "10:17", "the consumer `ann` is defined a second time", "^^^", "first at "),
         (with("edge:", "edge: {"), "", "", "", ""),
     ] {
         let outcome = check(&text, &[]);

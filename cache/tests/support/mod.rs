@@ -1,5 +1,8 @@
 //! A scripted origin, short ways to make plans and requests, and answers in a form that tests can compare.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
+
+mod faulty;
+pub use faulty::Faulty;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -174,7 +177,7 @@ pub fn html() -> Policy {
         max_wait: Duration::from_secs(10),
         max_fills: None,
         client_cache_control: Some(HeaderValue::from_static("public, max-age=0, must-revalidate")),
-        encode: true,
+        encodings: Codings::ALL,
     }
 }
 

@@ -117,7 +117,7 @@ pub(super) fn read_flat(cx: &Context<'_>, fields: &mut Fields<'_, '_>, draft: &m
         }
     }
     for item in fields.list("consumer_group_plugins") {
-        cx.warning("unsupported", item.span(), "plugins of consumer groups are not run: this one is left out", Some("attach it to the consumers".into()));
+        plugins::read(cx, item, &Scope::default(), draft);
     }
 }
 
@@ -147,7 +147,8 @@ fn credential(cx: &Context<'_>, node: &Node, list: &str, draft: &mut Draft, owne
             if let Some(ttl) = fields.get("ttl") {
                 cx.warning("unsupported", ttl.span(), "keys do not expire here: remove the entry when it is due", None);
             }
-            required(&mut fields, "key").map(|key| {
+            made_up_by_kong(&fields, "key");
+            fields.filled("key").map(|key| {
                 draft.credential_names[0].name(cx, "key", &key, owner, false);
                 Credential::Key(Secret::new(key.value))
             })
@@ -168,19 +169,25 @@ fn credential(cx: &Context<'_>, node: &Node, list: &str, draft: &mut Draft, owne
     Some((consumer.map(|(reference, _)| reference), credential?))
 }
 
+/// Warns of a credential that nobody can use: Kong would invent what is missing, anew at each start.
+fn made_up_by_kong(fields: &Fields<'_, '_>, key: &str) {
+    if fields.node().get(key).is_none() {
+        fields.cx.warning("missing-key", fields.span(), format!("this credential has no `{key}`: nobody can use it, and it is left out"), None);
+    }
+}
+
 fn jwt(fields: &mut Fields<'_, '_>, draft: &mut Draft, owner: usize) -> Option<JwtCredential> {
     let cx = fields.cx;
     let algorithm = fields.one_of("algorithm", &ALGORITHMS).unwrap_or("HS256");
     let secret = fields.filled("secret");
     let public = fields.filled("rsa_public_key");
-    if fields.node().get("key").is_none() {
-        fields.missing("key", Some("it is the value of the token's `iss`".into()));
-    }
+    made_up_by_kong(fields, "key");
     let key = fields.filled("key")?;
     draft.credential_names[2].name(cx, "JWT key", &key, owner, true);
     let hmac = algorithm.starts_with("HS");
     if hmac && fields.node().get("secret").is_none() {
-        fields.missing("secret", Some(format!("{algorithm} needs one")));
+        made_up_by_kong(fields, "secret");
+        return None;
     }
     match (&public, hmac) {
         (None, false) if fields.node().get("rsa_public_key").is_none() => fields.missing("rsa_public_key", Some(format!("{algorithm} needs one"))),
@@ -197,11 +204,13 @@ fn jwt(fields: &mut Fields<'_, '_>, draft: &mut Draft, owner: usize) -> Option<J
     })
 }
 
-/// Reads a consumer group; its plugins are named and left out.
+/// Reads a consumer group with what is nested in it.
 pub(super) fn read_group(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     let Some(mut fields) = Fields::of(cx, node, "consumer group") else { return };
+    let mut group = None;
     match fields.filled("name") {
         Some(name) => {
+            group = Some(draft.groups.len());
             if let Some(first) = draft.groups.iter().find(|group| group.value == name.value) {
                 cx.error("duplicate-name", &name.span, format!("the consumer group `{}` is defined a second time", name.value), Some(format!("first at {}", first.span)));
             }
@@ -215,9 +224,10 @@ pub(super) fn read_group(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
         None if node.get("name").is_none() => fields.missing("name", None),
         None => {}
     }
-    let scope = Scope { group: true, ..Scope::default() };
-    for item in fields.list("plugins") {
-        plugins::read(cx, item, &scope, draft);
+    let nested = fields.list("plugins");
+    if group.is_some() {
+        let scope = Scope { group, ..Scope::default() };
+        nested.iter().for_each(|item| plugins::read(cx, item, &scope, draft));
     }
     fields.accept(&["id", "tags", "created_at", "updated_at"]);
     fields.finish();

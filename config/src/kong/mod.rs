@@ -6,15 +6,15 @@ mod plugins;
 mod routes;
 mod services;
 mod shadow;
-mod tls;
+pub(crate) mod tls;
 mod upstreams;
 
-pub use upstreams::{ActiveCheck, HealthChecks, Healthy, PassiveCheck, Unhealthy, UpstreamSettings};
+pub use upstreams::{ActiveCheck, Algorithm, CheckKind, HashOn, HealthChecks, Healthy, OutlierDetection, PassiveCheck, Unhealthy, UpstreamSettings};
 
 use crate::entities::*;
 use crate::node::Kind;
 use crate::reader::{Context, Fields};
-use crate::{Node, Span, Spanned};
+use crate::{Listens, Node, Span, Spanned};
 use names::Names;
 
 /// Top-level lists of entities, and metadata, that make a file Kong's.
@@ -33,7 +33,7 @@ pub(crate) struct Scope {
     service: Option<usize>,
     route: Option<usize>,
     consumer: Option<usize>,
-    group: bool,
+    group: Option<usize>,
 }
 
 /// Entities on their way into a [`Gateway`].
@@ -52,6 +52,9 @@ pub(crate) struct Draft {
     targets: Vec<(Ref, Target)>,
     certificates: Vec<Certificate>,
     certificate_ids: Vec<Option<String>>,
+    ca_certificates: Vec<CaCertificate>,
+    /// What services say of TLS, by the service's index.
+    service_tls: Vec<(usize, tls::ServiceTls)>,
     service_names: Names,
     route_names: Names,
     consumer_names: Names,
@@ -60,11 +63,13 @@ pub(crate) struct Draft {
     instance_names: Names,
     credential_names: [Names; 3],
     plugin_configs: Option<Node>,
+    /// That answers are not buffered has been said: once a file is enough.
+    buffering_told: bool,
 }
 
 /// Reads Kong's entities out of a mapping. `bare`: the file is Kong's own, not a section of Weir's. Keys of `own` belong to the
 /// section around and are skipped.
-pub(crate) fn read(cx: &Context<'_>, node: &Node, listen: String, bare: bool, own: &[&'static str]) -> Option<Gateway> {
+pub(crate) fn read(cx: &Context<'_>, node: &Node, listen: Listens, bare: bool, own: &[&'static str]) -> Option<Gateway> {
     let mut fields = Fields::of(cx, node, "gateway section")?;
     fields.accept(own);
     let mut draft = Draft { format: format_version(&mut fields, bare), ..Draft::default() };
@@ -164,11 +169,12 @@ fn unsupported(fields: &mut Fields<'_, '_>) {
         ("mtls_auth_credentials", false),
         ("keys", false),
         ("key_sets", false),
-        ("partials", true),
         ("custom_plugins", true),
         ("degraphql_routes", false),
         ("rbac_roles", false),
         ("licenses", false),
+        ("custom_entities", false),
+        ("ai_models", true),
     ] {
         let Some(value) = fields.get(key) else { continue };
         if value.items().is_empty() {
@@ -181,14 +187,30 @@ fn unsupported(fields: &mut Fields<'_, '_>) {
             cx.warning("unsupported", span, format!("Weir does not have Kong's `{key}`: it is ignored"), None);
         }
     }
+    for partial in fields.list("partials") {
+        let kind = partial.get("type").and_then(|kind| cx.text(kind));
+        match kind {
+            Some(kind) if kind.starts_with("redis-") => cx.note("unsupported", &kind.span, "this Redis is not used: Weir counts in the store that `store:` names"),
+            Some(kind) => cx.error("unsupported", &kind.span, "of partials, only those for Redis are understood", None),
+            None => cx.error("missing-key", partial.span(), "a partial has a `type`", None),
+        }
+    }
     for vault in fields.list("vaults") {
         let Some(mut vault) = Fields::of(cx, vault, "vault") else { continue };
         if let Some(name) = vault.filled("name").filter(|name| name.as_str() != "env") {
-            cx.warning("unsupported", &name.span, format!("there is no vault `{}` here", name.as_str()), Some("Weir reads `{vault://env/NAME}`".into()));
+            cx.warning("unsupported", &name.span, format!("there is no vault `{}` here", name.as_str()), Some("Weir reads vaults whose name is `env`".into()));
         }
         vault.accept(&["id", "prefix", "config", "description", "tags", "created_at", "updated_at"]);
         vault.finish();
     }
+}
+
+/// Kong's programs for WebAssembly, which may stand in services and routes: they may keep people out.
+pub(crate) fn filter_chains(fields: &mut Fields<'_, '_>) {
+    if let Some(span) = fields.node().key_span("filter_chains").filter(|_| !fields.node().get("filter_chains").is_none_or(|list| list.items().is_empty())) {
+        fields.cx.error("unsupported", span, "Weir does not have Kong's `filter_chains`", None);
+    }
+    fields.accept(&["filter_chains"]);
 }
 
 /// A reference as Kong takes it: `name`, `{ name: … }`, `{ username: … }` or `{ id: … }`.
@@ -207,7 +229,8 @@ pub(crate) fn reference(cx: &Context<'_>, node: &Node) -> Option<Ref> {
 }
 
 impl Draft {
-    fn resolve(mut self, cx: &Context<'_>, listen: String) -> Gateway {
+    fn resolve(mut self, cx: &Context<'_>, listen: Listens) -> Gateway {
+        tls::attach(cx, &mut self);
         for (route, reference) in std::mem::take(&mut self.route_services) {
             if let Some(service) = self.service_names.find(cx, &reference, "service") {
                 self.routes[route].service = Some(service);
@@ -229,6 +252,9 @@ impl Draft {
             consumers: self.consumers,
             upstreams: self.upstreams,
             certificates: self.certificates,
+            ca_certificates: self.ca_certificates,
+            groups: self.groups.into_iter().map(|name| name.value).collect(),
+            headers: HeaderNames::default(),
         }
     }
 }

@@ -26,6 +26,19 @@ impl Names {
         self.order.push(name.value.clone());
     }
 
+    /// Takes a name that may be there already: then the entity gets another one, with a warning.
+    pub fn name_again(&mut self, cx: &Context<'_>, what: &str, mut name: Spanned<String>, index: usize) -> Spanned<String> {
+        if let Some((_, first)) = self.by_name.get(&name.value) {
+            let other = format!("{}#{index}", name.value);
+            let hint = format!("first at {first}, which is what references mean; this one is called `{other}` here");
+            cx.warning("duplicate-name", &name.span, format!("the {what} `{}` is defined a second time", name.value), Some(hint));
+            name.value = other;
+        }
+        self.by_name.entry(name.value.clone()).or_insert_with(|| (index, name.span.clone()));
+        self.order.push(name.value.clone());
+        name
+    }
+
     /// Takes an id; an error if it is taken already.
     pub fn id(&mut self, cx: &Context<'_>, what: &str, id: &Spanned<String>, index: usize) {
         if let Some((_, first)) = self.by_id.get(&id.value) {

@@ -12,12 +12,10 @@ use std::collections::HashMap;
 /// A plugin whose references are not resolved yet.
 pub(crate) struct PluginDraft {
     entry: PluginEntry,
-    group: bool,
     service: Option<Ref>,
     route: Option<Ref>,
     consumer: Option<Ref>,
-    group_ref: Option<Ref>,
-    span: Span,
+    group: Option<Ref>,
 }
 
 /// Reads one plugin. `scope`: what it is nested in.
@@ -38,33 +36,32 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, scope: &Scope, draft: &mut Dra
         cx.wrong(own, "a mapping (the plugin's config)");
     }
     let config = merged(shared.as_ref(), own).unwrap_or_else(|| Node::empty_map(fields.name_span().clone()));
-    let mut scope_ref = |key: &'static str, nested: bool| {
+    let mut scope_ref = |key: &'static str, around: Option<[Option<&str>; 2]>| {
         let node = fields.get(key)?;
         let found = reference(cx, node)?;
-        if nested {
-            cx.error("reference", node.span(), format!("this plugin is nested in its {key} already"), Some("remove the key".into()));
-            return None;
+        let Some(names) = around else { return Some(found) };
+        let message = format!("this plugin is nested in its {key} already");
+        match names.contains(&Some(found.text.as_str())) {
+            true => cx.warning("reference", node.span(), message, Some("remove the key".into())),
+            false => cx.error("reference", node.span(), message, Some("remove the key".into())),
         }
-        Some(found)
+        None
     };
-    let service = scope_ref("service", scope.service.is_some());
-    let route = scope_ref("route", scope.route.is_some());
-    let consumer = scope_ref("consumer", scope.consumer.is_some());
-    let group_ref = scope_ref("consumer_group", scope.group);
+    let service = scope_ref("service", scope.service.map(|at| [Some(draft.services[at].name.as_str()), draft.services[at].id.as_deref()]));
+    let route = scope_ref("route", scope.route.map(|at| [Some(draft.routes[at].name.as_str()), draft.routes[at].id.as_deref()]));
+    let consumer = scope_ref("consumer", scope.consumer.map(|at| [draft.consumers[at].username.as_deref(), Some(draft.consumers[at].id.as_str())]));
+    let group = scope_ref("consumer_group", scope.group.map(|at| [draft.groups.get(at).map(|name| name.as_str()), None]));
     let enabled = fields.bool("enabled").unwrap_or(true);
     let protocols = fields.words("protocols", &PROTOCOLS);
     let instance = fields.filled("instance_name");
     if let Some(instance) = &instance {
         draft.instance_names.name(cx, "plugin instance", instance, draft.plugins.len(), true);
     }
-    if let Some(ordering) = fields.get("ordering") {
-        cx.warning("unsupported", ordering.span(), "the order of single plugins cannot be set here: it is ignored", None);
-    }
+    let (before, after) = fields.get("ordering").map(|node| ordering(cx, node)).unwrap_or_default();
     if let Some(condition) = fields.get("condition") {
         cx.error("unsupported", condition.span(), "conditions of plugins are not supported", None);
     }
-    fields.accept(&["id", "tags", "created_at", "updated_at", "run_on", "ws_id"]);
-    let span = fields.name_span().clone();
+    fields.accept(&["id", "tags", "created_at", "updated_at", "run_on", "ws_id", "partials"]);
     fields.finish();
     let Some(name) = name else { return };
     let Some(canonical) = known(cx, &name) else { return };
@@ -78,16 +75,39 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, scope: &Scope, draft: &mut Dra
             service: scope.service,
             route: scope.route,
             consumer: scope.consumer,
+            group: scope.group,
             protocols,
+            before,
+            after,
             instance_name: instance.map(|text| text.value),
         },
-        group: scope.group,
         service,
         route,
         consumer,
-        group_ref,
-        span,
+        group,
     });
+}
+
+/// `ordering: { before: { access: [names] }, after: { access: [names] } }`.
+fn ordering(cx: &Context<'_>, node: &Node) -> (Vec<Spanned<String>>, Vec<Spanned<String>>) {
+    let Some(mut fields) = Fields::of(cx, node, "plugin's ordering") else { return Default::default() };
+    let mut side = |key: &'static str| {
+        let Some(mut phases) = fields.get(key).and_then(|node| Fields::of(cx, node, "side of an ordering")) else { return vec![] };
+        let names = phases.texts("access").into_iter().filter_map(|name| match cx.catalog.canonical(&name) {
+            Some(known) => Some(Spanned::new(known.to_string(), name.span)),
+            None => {
+                let hint = did_you_mean(&name, cx.catalog.names().iter().map(String::as_str));
+                cx.error("unknown-plugin", &name.span, format!("unknown plugin `{}`", name.value.chars().take(60).collect::<String>()), hint);
+                None
+            }
+        });
+        let names = names.collect();
+        phases.finish();
+        names
+    };
+    let sides = (side("before"), side("after"));
+    fields.finish();
+    sides
 }
 
 /// The register's name of a plugin; reports names that it does not know.
@@ -148,12 +168,12 @@ fn merged(shared: Option<&Node>, own: Option<&Node>) -> Option<Node> {
     Some(Node::at(own.span().clone(), Kind::Map(entries)))
 }
 
-/// Resolves what plugins refer to; drops those of consumer groups, refuses a second one of a name in the same scope.
+/// Resolves what plugins refer to; refuses a second one of a name in the same scope.
 pub(super) fn resolve(cx: &Context<'_>, draft: &mut Draft) -> Vec<PluginEntry> {
     let mut entries = Vec::with_capacity(draft.plugins.len());
-    let mut seen: HashMap<(String, [Option<usize>; 3]), Span> = HashMap::new();
+    let mut seen: HashMap<(String, [Option<usize>; 4]), Span> = HashMap::new();
     for plugin in std::mem::take(&mut draft.plugins) {
-        let PluginDraft { mut entry, group, service, route, consumer, group_ref, span } = plugin;
+        let PluginDraft { mut entry, service, route, consumer, group } = plugin;
         let mut lost = false;
         let mut find = |reference: Option<Ref>, names: &super::Names, what: &str, into: &mut Option<usize>| {
             if let Some(reference) = reference {
@@ -164,21 +184,22 @@ pub(super) fn resolve(cx: &Context<'_>, draft: &mut Draft) -> Vec<PluginEntry> {
         find(service, &draft.service_names, "service", &mut entry.service);
         find(route, &draft.route_names, "route", &mut entry.route);
         find(consumer, &draft.consumer_names, "consumer", &mut entry.consumer);
-        if let Some(reference) = &group_ref
-            && !draft.groups.iter().any(|name| name.value == reference.text.value)
-        {
-            let hint = did_you_mean(&reference.text, draft.groups.iter().map(|name| name.value.as_str()));
-            cx.error("missing-reference", &reference.text.span, format!("there is no consumer group `{}`", reference.text.value), hint);
-            continue;
+        if let Some(reference) = group {
+            entry.group = draft.groups.iter().position(|name| name.value == reference.text.value);
+            if entry.group.is_none() {
+                let hint = did_you_mean(&reference.text, draft.groups.iter().map(|name| name.value.as_str()));
+                cx.error("missing-reference", &reference.text.span, format!("there is no consumer group `{}`", reference.text.value), hint);
+                continue;
+            }
         }
-        if group || group_ref.is_some() {
-            cx.warning("unsupported", &span, "plugins of consumer groups are not run: this one is left out", Some("attach it to the consumers".into()));
+        if let (Some(_), Some(_)) = (entry.consumer, entry.group) {
+            cx.error("reference", &entry.name_span, "a plugin is for a consumer or for a group, not for both", None);
             continue;
         }
         if lost {
             continue;
         }
-        let key = (entry.name.clone(), [entry.service, entry.route, entry.consumer]);
+        let key = (entry.name.clone(), [entry.service, entry.route, entry.consumer, entry.group]);
         if let Some(first) = seen.get(&key) {
             let message = format!("the plugin `{}` stands here a second time", entry.name);
             cx.error("duplicate-plugin", &entry.name_span, message, Some(format!("one of a name for the same scope; first at {first}")));
@@ -201,18 +222,19 @@ fn lacking(name: &str) -> Option<(&'static [&'static str], &'static str)> {
         "key-auth-enc" | "key-auth-advanced" => (&["key-auth"], ""),
         "session" => (&["jwt", "token-validator"], "Weir keeps no sessions"),
         "opa" => (&["acl", "jwt"], ""),
-        "rate-limiting-advanced" | "ai-rate-limiting-advanced" | "service-protection" | "graphql-rate-limiting-advanced" => (&["rate-limiting"], ""),
+        "request-validator" => (&["request-validation"], ""),
+        "ai-rate-limiting-advanced" | "service-protection" | "graphql-rate-limiting-advanced" => (&["rate-limiting"], ""),
         "proxy-cache-advanced" | "graphql-proxy-cache-advanced" => (&["proxy-cache", "response-cache"], ""),
         "request-transformer-advanced" => (&["request-transformer"], ""),
         "response-transformer-advanced" | "exit-transformer" => (&["response-transformer"], ""),
-        "request-validator" | "oas-validation" | "json-threat-protection" | "xml-threat-protection" => (&["request-validation"], "JSON Schema or an OpenAPI document"),
+        "oas-validation" | "json-threat-protection" | "xml-threat-protection" => (&["request-validation"], "it takes JSON Schema or an OpenAPI document"),
         "request-callout" | "pre-function" | "post-function" | "aws-lambda" | "azure-functions" | "openwhisk" | "jq" | "datakit" => (&[], "code belongs in a plugin of your own: one Rust file and one line"),
         "zipkin" | "app-dynamics" => (&["opentelemetry"], ""),
         "datadog" | "statsd" | "statsd-advanced" => (&["prometheus", "opentelemetry"], ""),
         "loggly" | "syslog" | "udp-log" | "kafka-log" | "solace-log" => (&["http-log", "tcp-log", "file-log"], ""),
         "acme" => (&[], "give `certificates`, or terminate TLS before Weir"),
         "grpc-web" | "grpc-gateway" | "degraphql" | "websocket-size-limit" | "websocket-validator" | "kafka-upstream" | "kafka-consume" | "confluent" | "confluent-consume" => (&[], ""),
-        "canary" | "route-by-header" | "upstream-timeout" | "forward-proxy" | "redirect" | "route-transformer-advanced" | "tls-handshake-modifier" | "tls-metadata-headers" => (&[], "routes match by headers, services have timeouts, upstreams have weights"),
+        "dynamic-routing" | "canary" | "route-by-header" | "upstream-timeout" | "forward-proxy" | "redirect" | "route-transformer-advanced" | "tls-handshake-modifier" | "tls-metadata-headers" => (&[], "routes match by headers, services have timeouts, upstreams have weights"),
         "mocking" => (&["request-termination"], ""),
         "injection-protection" | "standard-webhooks" => (&[], ""),
         "prometheus" => (&[], "metrics are served on the admin port"),
@@ -231,7 +253,19 @@ fn lacking(name: &str) -> Option<(&'static [&'static str], &'static str)> {
 fn family(name: &str) -> &'static [&'static str] {
     let name = name.to_ascii_lowercase();
     let has = |words: &[&str]| words.iter().any(|word| name.contains(word));
-    if has(&["jwt", "jwk", "oidc", "openid", "token", "oauth", "keycloak", "dpop", "auth0", "introspect"]) {
+    if has(&["request-id", "correlation", "trace-id"]) {
+        &["correlation-id"]
+    } else if has(&["idempot"]) {
+        &["idempotency"]
+    } else if has(&["circuit", "breaker"]) {
+        &["circuit-breaker"]
+    } else if has(&["gzip", "brotli", "compress"]) {
+        &["compression"]
+    } else if has(&["size"]) {
+        &["request-size-limiting"]
+    } else if has(&["terminat", "maintenance", "mock"]) {
+        &["request-termination"]
+    } else if has(&["jwt", "jwk", "oidc", "openid", "token", "oauth", "keycloak", "dpop", "auth0", "introspect"]) {
         &["token-validator", "jwt"]
     } else if has(&["auth", "opa", "acl", "permission", "rbac"]) {
         &["token-validator", "jwt", "key-auth", "acl"]

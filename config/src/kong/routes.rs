@@ -1,6 +1,6 @@
 //! `routes`.
 
-use super::{Draft, Scope, plugins, reference, tags};
+use super::{Draft, Scope, filter_chains, plugins, reference, tags};
 use crate::{PathHandling, PathMatcher, Route};
 use crate::net::HostPort;
 use crate::node::Kind;
@@ -14,11 +14,8 @@ pub(super) const PROTOCOLS: [&str; 10] = ["http", "https", "grpc", "grpcs", "ws"
 pub(super) fn read(cx: &Context<'_>, node: &Node, service: Option<usize>, draft: &mut Draft) {
     let Some(mut fields) = Fields::of(cx, node, "route") else { return };
     let index = draft.routes.len();
-    let name = fields.filled("name");
+    let name = fields.filled("name").map(|name| draft.route_names.name_again(cx, "route", name, index));
     let id = fields.filled("id");
-    if let Some(name) = &name {
-        draft.route_names.name(cx, "route", name, index, true);
-    }
     if let Some(id) = &id {
         draft.route_names.id(cx, "route", id, index);
     }
@@ -57,12 +54,16 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, service: Option<usize>, draft:
         regex_priority: fields.int("regex_priority", i64::MIN, i64::MAX).unwrap_or(0),
         https_redirect_status_code: redirect(&mut fields),
         request_buffering: fields.bool("request_buffering").unwrap_or(true),
-        response_buffering: fields.bool("response_buffering").unwrap_or(true),
         tags: tags(&mut fields),
         span: fields.name_span().clone(),
         name: name.clone().or(id.clone()).map_or_else(made_up, |text| text.value),
         id: id.map(|id| id.value),
     };
+    if let (Some(true), Some(span)) = (fields.bool("response_buffering"), node.get("response_buffering").map(Node::span))
+        && !std::mem::replace(&mut draft.buffering_told, true)
+    {
+        cx.note("unsupported", span, "answers are passed on as they arrive, with or without this");
+    }
     for key in ["expression", "priority"] {
         if fields.get(key).is_some() {
             let span = fields.node().key_span(key).unwrap_or(fields.span());
@@ -76,6 +77,7 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, service: Option<usize>, draft:
         let span = fields.node().key_span(key).unwrap_or(fields.span());
         cx.error("unsupported", span, format!("`{key}` is for streams of bytes, which are not proxied"), None);
     }
+    filter_chains(&mut fields);
     fields.accept(&["created_at", "updated_at", "ws_id"]);
     let matchers = ["paths", "hosts", "methods", "headers", "snis"];
     if matchers.iter().all(|key| fields.node().get(key).is_none()) && fields.node().get("expression").is_none() {

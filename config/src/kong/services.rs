@@ -1,10 +1,10 @@
 //! `services`.
 
-use super::{Draft, Scope, plugins, routes, tags};
+use super::{Draft, Scope, filter_chains, plugins, routes, tags, tls};
 use crate::Service;
 use crate::net::{HostPort, check_host};
 use crate::reader::{Context, Fields};
-use crate::{Node, Spanned};
+use crate::{Node, Spanned, resilience};
 use std::time::Duration;
 
 const PROTOCOLS: [&str; 8] = ["http", "https", "grpc", "grpcs", "ws", "wss", "tcp", "tls"];
@@ -23,11 +23,8 @@ struct Address {
 pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     let Some(mut fields) = Fields::of(cx, node, "service") else { return };
     let index = draft.services.len();
-    let name = fields.filled("name");
+    let name = fields.filled("name").map(|name| draft.service_names.name_again(cx, "service", name, index));
     let id = fields.filled("id");
-    if let Some(name) = &name {
-        draft.service_names.name(cx, "service", name, index, true);
-    }
     if let Some(id) = &id {
         draft.service_names.id(cx, "service", id, index);
     }
@@ -61,14 +58,19 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
         write_timeout,
         read_timeout,
         tls_verify: fields.bool("tls_verify"),
+        tls_verify_depth: fields.int("tls_verify_depth", 0, 64).and_then(|n| u32::try_from(n).ok()),
+        ca_certificates: vec![],
+        client_certificate: None,
+        http2: fields.bool("http2").unwrap_or(false),
+        resilience: resilience::read(cx, node),
         tags: tags(&mut fields),
         enabled: fields.bool("enabled").unwrap_or(true),
         span: fields.name_span().clone(),
     };
-    if let Some(certificate) = fields.get("client_certificate") {
-        cx.error("unsupported", certificate.span(), "client certificates towards services are not supported", None);
-    }
-    fields.accept(&["tls_verify_depth", "tls_sans", "ca_certificates", "created_at", "updated_at", "ws_id"]);
+    tls::of_service(&mut fields, index, draft);
+    fields.accept(&["retry", "deadline", "concurrency"]);
+    fields.accept(&["tls_sans", "created_at", "updated_at", "ws_id"]);
+    filter_chains(&mut fields);
     draft.services.push(service);
     for item in fields.list("routes") {
         routes::read(cx, item, Some(index), draft);

@@ -1,48 +1,74 @@
-//! Routes that can never be reached, because an earlier one matches exactly the same.
+//! Routes that can never be reached, because an earlier one matches all that they match.
 
-use crate::Route;
 use crate::reader::Context;
+use crate::{PathMatcher, Route, Span};
 use std::collections::HashMap;
 
-/// Warns of every path (or whole route, without paths) whose matchers an earlier route has as well.
+/// Routes with the same path are compared with so many earlier ones at most.
+const MOST_COMPARED: usize = 64;
+
+/// Warns of every path (or whole route, without paths) that an earlier route takes away.
 pub(super) fn warn(cx: &Context<'_>, routes: &[Route]) {
-    let mut first: HashMap<String, &Route> = HashMap::with_capacity(routes.len());
+    let mut earlier: HashMap<Kind<'_>, Vec<&Route>> = HashMap::with_capacity(routes.len());
     for route in routes {
-        let rest = others(route);
-        let mut seen = |key: String, span| {
-            let Some(earlier) = first.get(&key).copied() else {
-                first.insert(key, route);
-                return;
-            };
-            if std::ptr::eq(earlier, route) {
-                cx.warning("shadowed", span, "this path stands in the list twice", None);
-                return;
-            }
-            // Among equals the first in the file is taken, but a higher priority goes before.
-            let (lost, wins) = if route.regex_priority > earlier.regex_priority { (earlier, route) } else { (route, earlier) };
-            let message = format!("the route `{}` is never reached by this: `{}` matches the same", lost.name, wins.name);
-            cx.warning("shadowed", span, message, earlier.span.is_known().then(|| format!("see {}", earlier.span)));
-        };
         if route.paths.is_empty() {
-            seen(rest, &route.span);
+            compare(cx, earlier.entry(Kind::of(route, None)).or_default(), route, &route.span);
             continue;
         }
         for path in &route.paths {
-            let kind = if path.regex { '~' } else { '=' };
-            seen(format!("{rest}\n{kind}{}", path.text), &path.span);
+            compare(cx, earlier.entry(Kind::of(route, Some(path))).or_default(), route, &path.span);
         }
     }
 }
 
-/// The matchers beside the path, in an order that does not depend on the file's.
-fn others(route: &Route) -> String {
-    let sorted = |list: &[String]| {
-        let mut list = list.to_vec();
-        list.sort();
-        list.dedup();
-        list.join(",")
+fn compare<'a>(cx: &Context<'_>, before: &mut Vec<&'a Route>, route: &'a Route, span: &Span) {
+    if before.iter().any(|other| std::ptr::eq(*other, route)) {
+        cx.warning("shadowed", span, "this path stands in the list twice", None);
+        return;
+    }
+    // Among equals the first in the file is taken, but a higher priority goes before.
+    let lost = before.iter().take(MOST_COMPARED).find_map(|other| match route.regex_priority > other.regex_priority {
+        true => covers(route, other).then_some((*other, route)),
+        false => covers(other, route).then_some((route, *other)),
+    });
+    before.push(route);
+    let Some((lost, wins)) = lost else { return };
+    let same = covers(lost, wins);
+    let message = match same {
+        true => format!("the route `{}` is never reached by this: `{}` matches the same", lost.name, wins.name),
+        false => format!("the route `{}` is never reached by this: `{}` matches all of it and more", lost.name, wins.name),
     };
-    let mut headers: Vec<String> = route.headers.iter().map(|(name, values)| format!("{name}={}", sorted(values))).collect();
-    headers.sort();
-    format!("{}\n{}\n{}\n{}\n{}", sorted(&route.methods), sorted(&route.hosts), headers.join(";"), sorted(&route.snis), sorted(&route.protocols))
+    let other = if std::ptr::eq(wins, route) { lost } else { wins };
+    cx.warning("shadowed", span, message, other.span.is_known().then(|| format!("see {}", other.span)));
+}
+
+/// What two routes must have in common for one to take the other's place: the path, and the kinds of matchers, for more kinds go first.
+#[derive(PartialEq, Eq, Hash)]
+struct Kind<'a> {
+    path: Option<(&'a str, bool)>,
+    hosts: bool,
+    methods: bool,
+    snis: bool,
+    headers: Vec<&'a str>,
+}
+
+impl<'a> Kind<'a> {
+    fn of(route: &'a Route, path: Option<&'a PathMatcher>) -> Kind<'a> {
+        let mut headers: Vec<&str> = route.headers.iter().map(|(name, _)| name.as_str()).collect();
+        headers.sort_unstable();
+        Kind {
+            path: path.map(|path| (path.text.as_str(), path.regex)),
+            hosts: !route.hosts.is_empty(),
+            methods: !route.methods.is_empty(),
+            snis: !route.snis.is_empty(),
+            headers,
+        }
+    }
+}
+
+/// Whether every request for `small` is one for `large` as well, given that their kinds are the same.
+fn covers(large: &Route, small: &Route) -> bool {
+    let all = |large: &[String], small: &[String]| small.iter().all(|one| large.contains(one));
+    let headers = || small.headers.iter().all(|(name, values)| large.headers.iter().any(|(other, accepted)| name == other && all(accepted, values)));
+    all(&large.methods, &small.methods) && all(&large.hosts, &small.hosts) && all(&large.snis, &small.snis) && all(&large.protocols, &small.protocols) && headers()
 }

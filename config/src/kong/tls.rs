@@ -1,15 +1,52 @@
-//! `certificates`, `snis` and `ca_certificates`.
+//! `certificates`, `snis` and `ca_certificates`, and what services say of them.
 
-use super::{Draft, reference};
-use crate::Certificate;
+use super::{Draft, Ref, reference};
 use crate::node::Kind;
 use crate::reader::{Context, Fields};
-use crate::{Node, Secret, Spanned};
+use crate::{CaCertificate, Certificate, Node, Secret, Span, Spanned, load};
 use std::collections::HashMap;
+
+/// A service's references, resolved when all certificates are known.
+pub(crate) struct ServiceTls {
+    client_certificate: Option<Ref>,
+    ca_certificates: Vec<Ref>,
+}
+
+/// Reads what a service says.
+pub(super) fn of_service(fields: &mut Fields<'_, '_>, index: usize, draft: &mut Draft) {
+    let cx = fields.cx;
+    let client_certificate = fields.get("client_certificate").and_then(|node| reference(cx, node));
+    let ca_certificates: Vec<_> = fields.list("ca_certificates").iter().filter_map(|node| reference(cx, node)).collect();
+    if client_certificate.is_some() || !ca_certificates.is_empty() {
+        draft.service_tls.push((index, ServiceTls { client_certificate, ca_certificates }));
+    }
+}
+
+/// Resolves what services say.
+pub(super) fn attach(cx: &Context<'_>, draft: &mut Draft) {
+    for (service, said) in std::mem::take(&mut draft.service_tls) {
+        if let Some(reference) = said.client_certificate {
+            let found = draft.certificate_ids.iter().position(|id| id.as_deref() == Some(reference.text.as_str()));
+            if found.is_none() {
+                cx.error("missing-reference", &reference.text.span, format!("there is no certificate with the id `{}`", reference.text.value), None);
+            }
+            draft.services[service].client_certificate = found;
+        }
+        for reference in said.ca_certificates {
+            match draft.ca_certificates.iter().position(|ca| ca.id.as_deref() == Some(reference.text.as_str())) {
+                Some(found) => draft.services[service].ca_certificates.push(found),
+                None => {
+                    let message = format!("there is no CA certificate with the id `{}`", reference.text.value);
+                    cx.error("missing-reference", &reference.text.span, message, None);
+                }
+            }
+        }
+    }
+}
 
 /// Reads all three lists.
 pub(super) fn read(cx: &Context<'_>, fields: &mut Fields<'_, '_>, draft: &mut Draft) {
-    let mut taken: HashMap<String, crate::Span> = HashMap::new();
+    let mut taken: HashMap<String, Span> = HashMap::new();
     for item in fields.list("certificates") {
         certificate(cx, item, draft, &mut taken);
     }
@@ -25,7 +62,7 @@ pub(super) fn read(cx: &Context<'_>, fields: &mut Fields<'_, '_>, draft: &mut Dr
         };
         match draft.certificate_ids.iter().position(|id| id.as_deref() == Some(owner.text.as_str())) {
             Some(index) => {
-                if let Some(name) = checked(cx, name, &mut taken) {
+                if let Some(name) = checked_name(cx, name, &mut taken) {
                     draft.certificates[index].snis.push(name);
                 }
             }
@@ -34,28 +71,26 @@ pub(super) fn read(cx: &Context<'_>, fields: &mut Fields<'_, '_>, draft: &mut Dr
     }
     for item in fields.list("ca_certificates") {
         let Some(mut ca) = Fields::of(cx, item, "CA certificate") else { continue };
-        if let Some(cert) = ca.filled("cert") {
-            pem(cx, &cert, "CERTIFICATE");
+        let id = ca.filled("id").map(|id| id.value);
+        if let Some(cert) = ca.filled("cert").and_then(|cert| pem(cx, &cert.value, &cert.span, CERTIFICATE)) {
+            draft.ca_certificates.push(CaCertificate { id, cert, span: item.span().clone() });
         }
-        ca.accept(&["id", "cert_digest", "tags", "created_at", "updated_at"]);
+        ca.accept(&["cert_digest", "tags", "created_at", "updated_at"]);
         ca.finish();
     }
 }
 
-fn certificate(cx: &Context<'_>, node: &Node, draft: &mut Draft, taken: &mut HashMap<String, crate::Span>) {
+fn certificate(cx: &Context<'_>, node: &Node, draft: &mut Draft, taken: &mut HashMap<String, Span>) {
     let Some(mut fields) = Fields::of(cx, node, "certificate") else { return };
     for key in ["cert", "key"] {
         if node.get(key).is_none() {
             fields.missing(key, None);
         }
     }
-    let cert = fields.filled("cert");
-    let key = fields.filled("key");
-    for (text, label) in [(&cert, "CERTIFICATE"), (&key, "PRIVATE KEY")] {
-        if let Some(text) = text {
-            pem(cx, text, label);
-        }
-    }
+    let mut part = |key, label| fields.filled(key).and_then(|text| pem(cx, &text.value, &text.span, label));
+    let cert = part("cert", CERTIFICATE);
+    let key = part("key", PRIVATE_KEY);
+    let alt = (part("cert_alt", CERTIFICATE), part("key_alt", PRIVATE_KEY));
     let id = fields.filled("id");
     let mut snis = Vec::new();
     for item in fields.list("snis") {
@@ -63,26 +98,28 @@ fn certificate(cx: &Context<'_>, node: &Node, draft: &mut Draft, taken: &mut Has
             Kind::Map(_) => item.get("name").and_then(|name| cx.text(name)),
             _ => cx.text(item),
         };
-        if let Some(name) = name.and_then(|name| checked(cx, name, taken)) {
+        if let Some(name) = name.and_then(|name| checked_name(cx, name, taken)) {
             snis.push(name);
         }
     }
-    for key in ["cert_alt", "key_alt", "passphrase"] {
-        if fields.get(key).is_some() {
-            let span = node.key_span(key).unwrap_or(node.span());
-            cx.warning("unsupported", span, format!("`{key}` is ignored: one certificate with a key in the clear is used"), None);
-        }
+    if fields.get("passphrase").is_some() {
+        let span = node.key_span("passphrase").unwrap_or(node.span());
+        cx.warning("unsupported", span, "`passphrase` is ignored: the key must be in the clear", None);
     }
     fields.accept(&["tags", "created_at", "updated_at"]);
     fields.finish();
     if let (Some(cert), Some(key)) = (cert, key) {
-        draft.certificates.push(Certificate { cert: cert.value, key: Secret::new(key.value), snis, span: node.span().clone() });
+        let alt = match alt {
+            (Some(cert), Some(key)) => Some((cert, Secret::new(key))),
+            _ => None,
+        };
+        draft.certificates.push(Certificate { cert, key: Secret::new(key), alt, snis, span: node.span().clone() });
         draft.certificate_ids.push(id.map(|id| id.value));
     }
 }
 
-/// A server name, each for one certificate only.
-fn checked(cx: &Context<'_>, name: Spanned<String>, taken: &mut HashMap<String, crate::Span>) -> Option<String> {
+/// A server name in lower case, each for one certificate only.
+pub(crate) fn checked_name(cx: &Context<'_>, name: Spanned<String>, taken: &mut HashMap<String, Span>) -> Option<String> {
     let lower = name.to_ascii_lowercase();
     let bare = lower.strip_prefix("*.").or_else(|| lower.strip_suffix(".*")).unwrap_or(&lower);
     if let Err(why) = crate::net::check_host(bare).or_else(|why| if lower == "*" { Ok(()) } else { Err(why) }) {
@@ -97,8 +134,37 @@ fn checked(cx: &Context<'_>, name: Spanned<String>, taken: &mut HashMap<String, 
     Some(lower)
 }
 
-fn pem(cx: &Context<'_>, text: &Spanned<String>, label: &str) {
-    if !text.contains("-----BEGIN ") || !text.contains(label) {
-        cx.error("value", &text.span, "this is not PEM", Some(format!("it begins with `-----BEGIN {label}-----`")));
+/// In the first line of a certificate.
+pub(crate) const CERTIFICATE: &str = "CERTIFICATE";
+/// In the first line of a private key.
+pub(crate) const PRIVATE_KEY: &str = "PRIVATE KEY";
+
+/// PEM that stands here, or in a file that is named here (relative to the file that names it).
+pub(crate) fn pem(cx: &Context<'_>, text: &str, span: &Span, label: &str) -> Option<String> {
+    if text.contains("-----BEGIN ") {
+        if text.contains(label) {
+            return Some(text.to_string());
+        }
+        cx.error("value", span, "this is PEM of another kind", Some(format!("it begins with `-----BEGIN {label}-----`")));
+        return None;
+    }
+    // A name never has line breaks, and a key that lost its first line must not be shown in an error about a file.
+    let is_name = text.len() < 1024 && !text.contains(['\n', '\r']) && text.contains(['/', '.']);
+    if !is_name {
+        cx.error("value", span, "this is neither PEM nor the name of a file", Some(format!("PEM begins with `-----BEGIN {label}-----`")));
+        return None;
+    }
+    let folder = span.source.as_ref().map(|source| source.folder().to_path_buf()).unwrap_or_default();
+    let path = folder.join(text);
+    match load::read_source(cx, &path) {
+        Ok(file) if file.text().contains("-----BEGIN ") && file.text().contains(label) => Some(file.text().to_string()),
+        Ok(_) => {
+            cx.error("value", span, "this file is not PEM of the right kind", Some(format!("it begins with `-----BEGIN {label}-----`")));
+            None
+        }
+        Err(why) => {
+            cx.error("file", span, why, None);
+            None
+        }
     }
 }

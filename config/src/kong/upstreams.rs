@@ -1,10 +1,10 @@
 //! `upstreams` and their `targets`.
 
 use super::{Draft, reference};
-use crate::{Target, Upstream};
+use crate::{Concurrency, Deadlines, Resilience, Retry, Target, Upstream, resilience};
 use crate::net::HostPort;
 use crate::reader::{Context, Fields};
-use crate::{Node, Spanned};
+use crate::{Millis, Node, Spanned};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -45,18 +45,61 @@ pub struct UpstreamSettings {
     pub hash_on_uri_capture: Option<String>,
     #[serde(default)]
     pub hash_fallback_uri_capture: Option<String>,
-    /// Size of Kong's ring; Weir needs none.
+    /// Cookie of Kong's sticky sessions; `hash_on: cookie` does the same here.
+    #[serde(default)]
+    pub sticky_sessions_cookie: Option<String>,
+    #[serde(default)]
+    pub sticky_sessions_cookie_path: Option<String>,
+    /// How many slots the keys of consistent hashing fall into, and the longest turn of round robin (default 10000). More slots share
+    /// more evenly.
     #[serde(default)]
     #[schemars(range(min = 10, max = 65536))]
     pub slots: Option<u32>,
     /// When endpoints are left out.
     #[serde(default)]
     pub healthchecks: HealthChecks,
+    /// When requests are sent once more (Weir's own).
+    #[serde(default)]
+    pub retry: Option<Retry>,
+    /// How long things may take (Weir's own).
+    #[serde(default)]
+    pub deadline: Option<Deadlines>,
+    /// How many requests may be under way at once (Weir's own).
+    #[serde(default)]
+    pub concurrency: Option<Concurrency>,
     /// `Host` sent to the endpoints.
     #[serde(default)]
     pub host_header: Option<String>,
+    /// Send the name that an SRV record gives as `Host`.
     #[serde(default)]
     pub use_srv_name: bool,
+    /// Weir's own: with consistent hashing, an endpoint may have at most so many percent of its fair share of the requests under way
+    /// (100 is exactly the share); beyond that, requests go to the next endpoint of their key. 0: no bound.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 10000))]
+    pub hash_balance_factor: u32,
+    /// Weir's own: an endpoint that comes (back) gets its share little by little for so long. 0: at once.
+    #[serde(default)]
+    #[schemars(extend("examples" = ["30s"]))]
+    pub slow_start: Millis,
+    /// Weir's own: when less than this percentage of the weight is healthy, health is ignored and all endpoints are used. The default, 1,
+    /// is: when none is left. 0: never; requests are then answered with 503.
+    #[serde(default = "one")]
+    #[schemars(range(min = 0, max = 100))]
+    pub panic_threshold: u32,
+    /// Weir's own, as nginx has it: failures (no connection, no answer, a broken one) within `fail_timeout` that take an endpoint out;
+    /// 0: none does. Default 3, or 0 where `healthchecks.passive.unhealthy` or `outlier_detection` judge.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 65535))]
+    pub max_fails: Option<u32>,
+    /// Weir's own: how long real traffic takes an endpoint out; then one request tries it. Where active checks look at unhealthy
+    /// endpoints, they bring it back.
+    #[serde(default = "ten_seconds")]
+    #[schemars(extend("examples" = ["10s"]))]
+    pub fail_timeout: Millis,
+    /// Weir's own: take out endpoints that do worse than the others.
+    #[serde(default)]
+    pub outlier_detection: Option<OutlierDetection>,
     #[serde(default)]
     pub tags: Vec<String>,
     #[serde(default)]
@@ -73,6 +116,56 @@ pub struct UpstreamSettings {
     pub ignore: Vec<serde_json::Value>,
 }
 
+fn one() -> u32 {
+    1
+}
+
+fn ten_seconds() -> Millis {
+    Millis::secs(10)
+}
+
+/// `outlier_detection:` — endpoints that do worse than the others are taken out, longer each time.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutlierDetection {
+    /// Answers of 500 and above in a row (a failed try counts as one); 0: off.
+    #[schemars(range(min = 0, max = 65535))]
+    pub consecutive_5xx: u32,
+    /// Standard deviations below the mean success rate of all endpoints at which one is an outlier; 0: off.
+    #[schemars(range(min = 0, max = 10))]
+    pub success_rate_deviations: f64,
+    /// Endpoints with enough requests that success rates need to be compared.
+    #[schemars(range(min = 2))]
+    pub success_rate_minimum_hosts: u32,
+    /// Requests in an interval that an endpoint needs to be compared.
+    #[schemars(range(min = 1))]
+    pub success_rate_request_volume: u32,
+    /// How often success rates are compared.
+    pub interval: Millis,
+    /// How long the first time out is; the second is twice as long, and so on.
+    pub base_ejection_time: Millis,
+    /// The longest time out.
+    pub max_ejection_time: Millis,
+    /// The largest percentage of endpoints that may be out at once; one always may.
+    #[schemars(range(min = 0, max = 100))]
+    pub max_ejection_percent: u32,
+}
+
+impl Default for OutlierDetection {
+    fn default() -> Self {
+        OutlierDetection {
+            consecutive_5xx: 5,
+            success_rate_deviations: 1.9,
+            success_rate_minimum_hosts: 5,
+            success_rate_request_volume: 100,
+            interval: Millis::secs(10),
+            base_ejection_time: Millis::secs(30),
+            max_ejection_time: Millis::secs(300),
+            max_ejection_percent: 10,
+        }
+    }
+}
+
 /// How an endpoint is picked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -84,7 +177,7 @@ pub enum Algorithm {
     LeastConnections,
     /// By a hash of the request.
     ConsistentHashing,
-    /// The fastest of late.
+    /// The one that answered fastest of late, as far as it is idle (peak EWMA of two chosen at random).
     Latency,
 }
 
@@ -119,7 +212,7 @@ pub struct HealthChecks {
     pub active: ActiveCheck,
     /// Judging by real traffic.
     pub passive: PassiveCheck,
-    /// Percentage of healthy weight below which the whole upstream counts as unhealthy.
+    /// Percentage of healthy weight below which the whole upstream counts as unhealthy: its requests are answered with 503. 0: off.
     #[schemars(range(min = 0, max = 100))]
     pub threshold: f64,
 }
@@ -192,9 +285,9 @@ pub enum CheckKind {
     Https,
     /// By connection.
     Tcp,
-    /// By gRPC's health protocol.
+    /// By connection: gRPC's health protocol is not spoken.
     Grpc,
-    /// The same through TLS.
+    /// The same.
     Grpcs,
 }
 
@@ -251,6 +344,8 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     if let Some(settings) = &settings {
         consistent(cx, node, settings);
     }
+    let own = settings.as_ref().map(|s| Resilience { retry: s.retry.clone(), deadline: s.deadline.clone(), concurrency: s.concurrency.clone() }).unwrap_or_default();
+    resilience::check(cx, node, &own);
     let word = |key: &str, default: &str| node.get(key).and_then(Node::text).unwrap_or_else(|| default.to_string());
     let targets = fields.list("targets").iter().filter_map(|item| target(cx, item, false)).map(|(_, target)| target).collect();
     draft.upstreams.push(Upstream {
@@ -258,6 +353,7 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
         algorithm: word("algorithm", "round-robin"),
         hash_on: word("hash_on", "none"),
         settings: node.clone(),
+        resilience: own,
         targets,
         span: fields.name_span().clone(),
     });
@@ -284,6 +380,10 @@ fn consistent(cx: &Context<'_>, node: &Node, settings: &UpstreamSettings) {
     {
         cx.warning("value", place.span(), "this has no effect with this algorithm", Some("write `algorithm: consistent-hashing`".into()));
     }
+    let grpc = matches!(settings.healthchecks.active.kind, CheckKind::Grpc | CheckKind::Grpcs);
+    if grpc && let Some(kind) = node.get("healthchecks").and_then(|checks| checks.get("active")).and_then(|active| active.get("type")) {
+        cx.warning("value", kind.span(), "gRPC probes only see whether a connection can be made", None);
+    }
     if let Some(certificate) = node.get("client_certificate") {
         cx.error("unsupported", certificate.span(), "client certificates towards upstreams are not supported", None);
     }
@@ -308,6 +408,9 @@ fn target(cx: &Context<'_>, node: &Node, flat: bool) -> Option<(Option<super::Re
     let upstream = fields.get("upstream").and_then(|node| reference(cx, node));
     if let (Some(reference), false) = (&upstream, flat) {
         cx.error("reference", &reference.text.span, "this target is nested in its upstream already", Some("remove the key".into()));
+    }
+    if let Some(failover) = fields.get("failover").filter(|node| node.text().as_deref() == Some("true")) {
+        cx.warning("unsupported", failover.span(), "a target that others wait for is one like the others here", Some("give it a small weight".into()));
     }
     fields.accept(&["id", "tags", "created_at", "updated_at", "ws_id"]);
     fields.finish();

@@ -3,7 +3,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use weir_config::{Diagnostic, Env, LoadOptions, Millis, Node, PluginCatalog, Secret, Size, check};
+use weir_config::{Diagnostic, Env, LoadOptions, Millis, Node, PluginCatalog, Secret, Size, Span, check};
 
 pub struct Register;
 
@@ -91,6 +91,10 @@ impl PluginCatalog for Register {
             "token-validator" => check::<TokenValidator>(config),
             _ => vec![],
         }
+    }
+    fn body_limit(&self, name: &str, config: &Node) -> Option<(u64, Span)> {
+        let limit = config.get("allowed_payload_size").filter(|_| name == "request-size-limiting")?;
+        Some((limit.text()?.parse::<u64>().ok()? << 20, limit.span().clone()))
     }
     fn canonical(&self, name: &str) -> Option<&'static str> {
         if name == "simple-redis-cache" {

@@ -1,145 +1,38 @@
 //! `idempotency`: one effect for each key, however often the request comes.
 //!
 //! ```text
-//! request ─► key ─► ledger.begin ─┬─ Owner ─► acting ─► upstream ─► answer captured ─► complete │ abandon │ (left unknown)
+//! request ─► key ─► ledger.begin ─┬─ Owner ─► connection ─► ledger.acting ─► upstream ─► answer captured ─► complete │ abandon │ (left unknown)
 //!                        ▲        ├─ InFlight ─► wait, then again; or 409
 //!                        └────────┘  Done ─► the stored answer; other fingerprint ─► 422
-//!                                 └─ Unknown ─► 409, for nobody knows whether the effect took place
+//!                                 ├─ Unknown ─► 409, for nobody knows whether the effect took place
+//!                                 └─ Lost ─► 503, for the store forgot which keys were used
 //! ```
 
 mod key;
+mod renewals;
+mod settings;
 mod stored;
 
-use crate::{Configured, Live, header_name, wrong};
+pub use settings::Config;
+
+use crate::{Configured, Live};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, Method, StatusCode, header, request, response};
+use http::{HeaderMap, StatusCode, header, request, response};
 use parking_lot::Mutex;
-use schemars::JsonSchema;
-use serde::Deserialize;
+use renewals::{Held, Renewals};
+use settings::{Keep, Rules};
 use std::{sync::Arc, time::Duration};
 use stored::Stored;
-use tokio::{task::AbortHandle, time::Instant};
-use weir_config::{Diagnostic, Millis, Node, Size};
-use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext, plugin::Ending};
-use weir_store::{Begun, Lease, Ledger, StoreError};
-
-/// Lets clients repeat requests without repeating their effect. A request with `Idempotency-Key` (or `X-Idempotency-Key`) is forwarded once;
-/// its answer is stored, and every request with the same key gets the same status, headers and body, with `Idempotency-Replayed: true`,
-/// also those that come while the first is still under way. A key counts for one caller, route, method and path; the caller is the consumer,
-/// else the subject of a verified token, else the `Authorization` header. The same key with another query, body or named header is 422. Where it
-/// is not known whether the effect took place (the upstream's answer was cut short, or an instance of Weir died in between), the
-/// answer is 409 until the key's time is over, rather than a second effect. An answer is stored for its caller as it was, `Set-Cookie`
-/// included; answers with a 5xx status are not stored and free the key.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// How long answers (and unknown outcomes) are kept.
-    pub ttl: Millis,
-    /// Methods whose keys count.
-    #[schemars(length(min = 1))]
-    pub methods: Vec<Verb>,
-    /// Refuse requests by these methods without a key: 400.
-    pub required: bool,
-    /// What a request gets while another with its key is under way.
-    pub in_flight: InFlight,
-    /// With `in_flight: wait`: the longest wait; then 409.
-    pub wait_timeout: Millis,
-    /// How long an instance that fell silent keeps a key. Renewed while a request is under way.
-    pub lease: Millis,
-    /// So much of the request body is compared; of a longer one this beginning and the announced length.
-    pub max_body: Size,
-    /// Largest answer body that is stored. A larger one is delivered once; repetitions get 409.
-    pub max_response: Size,
-    /// Headers that must be the same too when a request is repeated.
-    pub headers: Vec<String>,
-    /// Where keys are kept.
-    pub store: Keep,
-    /// What happens while the store is away.
-    pub on_store_failure: OnStoreFailure,
-    /// The upstream bears a repetition: where the outcome of a request is not known, the next one is forwarded instead of refused.
-    pub safe_to_repeat: bool,
-    /// Callers without identity and `Authorization`: whether all of them share their keys, or those of one address.
-    pub anonymous: Anonymous,
-}
-
-/// A method whose keys count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum Verb {
-    /// `POST`.
-    Post,
-    /// `PATCH`.
-    Patch,
-    /// `PUT`.
-    Put,
-    /// `DELETE`.
-    Delete,
-}
-
-/// What a request gets while another with its key is under way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum InFlight {
-    /// The other's answer, when it is there.
-    #[default]
-    Wait,
-    /// 409 with `Retry-After`, at once.
-    Conflict,
-}
-
-/// Where keys are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Keep {
-    /// In the store that `store:` names, for all instances.
-    #[default]
-    Shared,
-    /// In this process, for a single instance; nothing survives it.
-    Memory,
-}
-
-/// What happens while the store is away.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum OnStoreFailure {
-    /// 503: a double order is worse than an error.
-    #[default]
-    Refuse,
-    /// Forward without protection.
-    Pass,
-}
-
-/// Whose keys are shared among callers that are not known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Anonymous {
-    /// Everyone's: a repetition counts even if the client's address has changed. Whoever knows key and body gets the answer.
-    #[default]
-    Everyone,
-    /// Those of one client address.
-    Ip,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            ttl: Millis::secs(60),
-            methods: vec![Verb::Post, Verb::Patch, Verb::Put, Verb::Delete],
-            required: false,
-            in_flight: InFlight::default(),
-            wait_timeout: Millis::secs(30),
-            lease: Millis::secs(10),
-            max_body: Size(1 << 20),
-            max_response: Size(1 << 20),
-            headers: vec![],
-            store: Keep::default(),
-            on_store_failure: OnStoreFailure::default(),
-            safe_to_repeat: false,
-            anonymous: Anonymous::default(),
-        }
-    }
-}
+use tokio::time::Instant;
+use weir_config::{Diagnostic, Node};
+use weir_gateway::{
+    BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext,
+    context::BodyHash,
+    plugin::{BeforeSend, Ending},
+    reply::BodyCheck,
+};
+use weir_store::{Begun, Claim, Ledger, StoreError};
 
 impl Configured for Config {
     const NAME: &'static str = "idempotency";
@@ -154,55 +47,7 @@ headers: [Content-Type]
     type Ready = Rules;
 
     fn ready(self, at: &Node) -> Result<Rules, Vec<Diagnostic>> {
-        let mut errors = Vec::new();
-        let mut named = Vec::new();
-        for name in &self.headers {
-            match header_name(at, "headers", name) {
-                Ok(name) => named.push(name),
-                Err(error) => errors.push(error),
-            }
-        }
-        if self.ttl.get().is_zero() {
-            errors.push(wrong(at, "ttl", "a time above zero is wanted"));
-        }
-        if self.lease.get() < Duration::from_secs(1) {
-            errors.push(wrong(at, "lease", "at least `1s`: a lease must outlive a slow store"));
-        }
-        for (key, size) in [("max_body", self.max_body), ("max_response", self.max_response)] {
-            if size.get() > 64 << 20 {
-                errors.push(wrong(at, key, "at most 64MB: it is held in memory"));
-            }
-        }
-        let methods: Vec<Method> = self
-            .methods
-            .iter()
-            .map(|m| match m {
-                Verb::Post => Method::POST,
-                Verb::Patch => Method::PATCH,
-                Verb::Put => Method::PUT,
-                Verb::Delete => Method::DELETE,
-            })
-            .collect();
-        if methods.is_empty() {
-            errors.push(wrong(at, "methods", "at least one method is wanted"));
-        }
-        if !errors.is_empty() {
-            return Err(errors);
-        }
-        Ok(Rules {
-            ttl: self.ttl.get(),
-            methods,
-            required: self.required,
-            wait: (self.in_flight == InFlight::Wait).then(|| self.wait_timeout.get()),
-            lease: self.lease.get(),
-            max_body: usize::try_from(self.max_body.get()).unwrap_or(0),
-            max_response: usize::try_from(self.max_response.get()).unwrap_or(0),
-            headers: named,
-            keep: self.store,
-            pass_without_store: self.on_store_failure == OnStoreFailure::Pass,
-            safe_to_repeat: self.safe_to_repeat,
-            by_address: self.anonymous == Anonymous::Ip,
-        })
+        settings::ready(self, at)
     }
 
     fn build(ready: Rules, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin> {
@@ -210,27 +55,19 @@ headers: [Content-Type]
             Keep::Shared => env.environment.store.ledger.clone(),
             Keep::Memory => live.ledger.clone(),
         };
-        Arc::new(Idempotency { rules: ready, scope: env.scope.clone(), ledger, environment: env.environment.clone() })
+        let renewals = Renewals::new(ledger.clone(), ready.lease);
+        let desk = Arc::new(Desk { rules: ready, scope: env.scope.clone(), ledger, environment: env.environment.clone() });
+        Arc::new(Idempotency { desk, renewals })
     }
 }
 
-/// The configuration, checked.
-pub struct Rules {
-    ttl: Duration,
-    methods: Vec<Method>,
-    required: bool,
-    wait: Option<Duration>,
-    lease: Duration,
-    max_body: usize,
-    max_response: usize,
-    headers: Vec<HeaderName>,
-    keep: Keep,
-    pass_without_store: bool,
-    safe_to_repeat: bool,
-    by_address: bool,
+struct Idempotency {
+    desk: Arc<Desk>,
+    renewals: Arc<Renewals>,
 }
 
-struct Idempotency {
+/// What the steps of a request share.
+struct Desk {
     rules: Rules,
     scope: String,
     ledger: Arc<dyn Ledger>,
@@ -240,13 +77,15 @@ struct Idempotency {
 const BY: &str = "idempotency";
 /// A wait is looked after at least this often, in case a wake-up was lost.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
-/// How often the end of a request is written before it is given up.
+/// How often the end of a request is written while its client waits; then in the background.
 const WRITES: u32 = 4;
+/// Pauses between attempts in the background.
+const LATER: Duration = Duration::from_millis(500);
 
 /// The request that owns its key, while it is under way.
 struct Work {
-    owner: Lease,
-    _renewal: Renewal,
+    claim: Claim,
+    held: Option<Held>,
     /// Whether the pipeline may send the request more than once.
     resendable: bool,
     status: StatusCode,
@@ -257,34 +96,63 @@ struct Work {
 
 type Shared = Arc<Mutex<Work>>;
 
-/// Ends with the request, however that ends.
-struct Renewal(AbortHandle);
+/// Asked when the request's first byte is about to leave.
+struct Gate {
+    desk: Arc<Desk>,
+    claim: Claim,
+}
 
-impl Drop for Renewal {
-    fn drop(&mut self) {
-        self.0.abort();
+#[async_trait]
+impl BeforeSend for Gate {
+    async fn before_send(&self) -> Result<(), Reply> {
+        let refused = match self.desk.ledger.acting(&self.claim, self.desk.rules.lease).await {
+            Ok(true) => return Ok(()),
+            // It slept through its lease: the key is free, or another's.
+            Ok(false) => self.desk.under_way(),
+            Err(error) => match self.desk.without_store(&error) {
+                Some(refused) => refused,
+                None => return Ok(()),
+            },
+        };
+        Err(refused.reply)
     }
 }
 
 /// What the ledger lets a request do.
 enum Turn {
-    Act(Lease),
+    Act(Claim),
     Pass,
     Answer(Reply),
+    Refuse(Refused),
 }
 
-impl Idempotency {
+/// An answer for a request that is not served.
+struct Refused {
+    /// For the access log.
+    failure: &'static str,
+    reply: Reply,
+}
+
+/// The part of a request's body that is held.
+struct Seen {
+    bytes: Bytes,
+    /// Whether that is all.
+    whole: bool,
+    announced: Option<u64>,
+}
+
+impl Desk {
     fn counted(&self, outcome: &str) {
         self.environment.metrics.plugin(BY, outcome);
     }
 
-    fn refuse(&self, outcome: &str, status: StatusCode, message: &str) -> Reply {
-        self.counted(outcome);
-        let reply = Reply::message(BY, status, message).with("cache-control", "no-store");
-        match status {
-            StatusCode::CONFLICT | StatusCode::SERVICE_UNAVAILABLE => reply.with("retry-after", "1"),
-            _ => reply,
-        }
+    fn refuse(&self, failure: &'static str, status: StatusCode, message: &str) -> Refused {
+        self.counted(reason(failure));
+        Refused { failure, reply: refusal(failure, status, message) }
+    }
+
+    fn under_way(&self) -> Refused {
+        self.refuse("idempotency-in-flight", StatusCode::CONFLICT, "A request with this Idempotency-Key is under way").retry(1)
     }
 
     /// The ledger's key. Everything is hashed: callers and keys may be secrets, and paths long.
@@ -304,15 +172,22 @@ impl Idempotency {
         format!("idempotency:{}", key::hash(&parts))
     }
 
-    /// What must be the same in a repetition.
-    fn fingerprint(&self, cx: &RequestContext, req: &request::Parts) -> String {
-        let (bytes, whole, announced) = match &cx.body {
-            Some(seen) => (seen.bytes.slice(..seen.bytes.len().min(self.rules.max_body)), seen.whole && seen.bytes.len() <= self.rules.max_body, seen.announced),
-            None => (Bytes::new(), true, None),
-        };
-        let length = if whole { None } else { announced };
+    fn seen(&self, cx: &RequestContext) -> Seen {
+        match &cx.body {
+            Some(seen) => Seen {
+                bytes: seen.bytes.slice(..seen.bytes.len().min(self.rules.max_body)),
+                whole: seen.whole && seen.bytes.len() <= self.rules.max_body,
+                announced: seen.announced,
+            },
+            None => Seen { bytes: Bytes::new(), whole: true, announced: None },
+        }
+    }
+
+    /// What must be the same in a repetition. Of a long body this is the beginning; the rest is compared when all of it has passed.
+    fn fingerprint(&self, seen: &Seen, req: &request::Parts) -> String {
+        let length = if seen.whole { None } else { seen.announced };
         let length = length.map_or(String::new(), |l| l.to_string());
-        let mut parts: Vec<&[u8]> = vec![req.uri.query().unwrap_or_default().as_bytes(), &bytes, if whole { b"whole" } else { b"cut" }, length.as_bytes()];
+        let mut parts: Vec<&[u8]> = vec![req.uri.query().unwrap_or_default().as_bytes(), &seen.bytes, if seen.whole { b"whole" } else { b"cut" }, length.as_bytes()];
         for name in &self.rules.headers {
             parts.push(name.as_str().as_bytes());
             parts.extend(req.headers.get_all(name).iter().map(http::HeaderValue::as_bytes));
@@ -321,46 +196,37 @@ impl Idempotency {
     }
 
     /// Asks the ledger until the request may act, must answer, or has waited enough.
-    async fn turn(&self, key: &str, fingerprint: &str) -> Turn {
+    async fn turn(&self, key: &str, seen: &Seen, req: &request::Parts) -> Turn {
+        let fingerprint = &self.fingerprint(seen, req);
         let deadline = self.rules.wait.map(|wait| Instant::now() + wait);
         loop {
-            let begun = match self.ledger.begin(key, fingerprint, self.rules.lease, self.rules.ttl).await {
+            let begun = match self.rules.safe_to_repeat {
+                true => self.ledger.begin_again(key, fingerprint, self.rules.lease, self.rules.ttl).await,
+                false => self.ledger.begin(key, fingerprint, self.rules.lease, self.rules.ttl).await,
+            };
+            let begun = match begun {
                 Ok(begun) => begun,
-                Err(error) => return self.without_store(&error),
+                Err(error) => return self.without_store(&error).map_or(Turn::Pass, Turn::Refuse),
             };
             let other = match &begun {
-                Begun::Owner(_) => None,
+                Begun::Owner(_) | Begun::Lost { .. } => None,
                 Begun::InFlight { fingerprint } | Begun::Done { fingerprint, .. } | Begun::Unknown { fingerprint } => Some(fingerprint),
             };
             if other.is_some_and(|other| other != fingerprint) {
-                let message = "This Idempotency-Key was used with a different request";
-                return Turn::Answer(self.refuse("mismatch", StatusCode::UNPROCESSABLE_ENTITY, message));
+                return Turn::Refuse(self.refuse(MISMATCH, StatusCode::UNPROCESSABLE_ENTITY, OTHER_REQUEST));
             }
             match begun {
-                Begun::Owner(lease) => match self.ledger.acting(&lease, self.rules.lease).await {
-                    Ok(true) => return Turn::Act(lease),
-                    // The lease ran out on the way: begin again.
-                    Ok(false) => {}
-                    Err(error) => {
-                        // Nothing was sent. If this fails too, the lease ends by itself.
-                        let _ = self.ledger.abandon(&lease).await;
-                        return self.without_store(&error);
-                    }
-                },
-                Begun::Done { value, .. } => return Turn::Answer(self.replay(value)),
-                Begun::Unknown { .. } if self.rules.safe_to_repeat => {
-                    self.counted("repeated");
-                    return Turn::Pass;
-                }
+                Begun::Owner(claim) => return Turn::Act(claim),
+                Begun::Done { value, .. } => return self.replay(value, seen),
                 Begun::Unknown { .. } => {
                     let message = "It is not known whether the first request with this Idempotency-Key took effect";
-                    return Turn::Answer(self.refuse("unknown", StatusCode::CONFLICT, message));
+                    return Turn::Refuse(self.refuse("idempotency-unknown", StatusCode::CONFLICT, message));
                 }
+                Begun::Lost { left } => return self.without_memory(left),
                 Begun::InFlight { .. } => {
                     let left = deadline.map_or(Duration::ZERO, |d| d.saturating_duration_since(Instant::now()));
                     if left.is_zero() {
-                        let message = "A request with this Idempotency-Key is under way";
-                        return Turn::Answer(self.refuse("in-flight", StatusCode::CONFLICT, message));
+                        return Turn::Refuse(self.under_way());
                     }
                     if self.ledger.wait(key, left.min(LOOK_AGAIN)).await.is_err() {
                         tokio::time::sleep(left.min(Duration::from_millis(50))).await;
@@ -370,68 +236,106 @@ impl Idempotency {
         }
     }
 
-    fn without_store(&self, error: &StoreError) -> Turn {
+    /// `None`: the request goes on without protection.
+    fn without_store(&self, error: &StoreError) -> Option<Refused> {
         tracing::warn!(plugin = BY, scope = self.scope, %error, "the store did not answer");
         if self.rules.pass_without_store {
             self.counted("unprotected");
+            return None;
+        }
+        Some(self.refuse("idempotency-store-away", StatusCode::SERVICE_UNAVAILABLE, "Idempotency cannot be guaranteed now").retry(1))
+    }
+
+    fn without_memory(&self, left: Duration) -> Turn {
+        tracing::warn!(plugin = BY, scope = self.scope, ?left, "the store has lost its memory: keys may have been used that it does not know");
+        if self.rules.pass_without_store || self.rules.safe_to_repeat {
+            self.counted("unprotected");
             return Turn::Pass;
         }
-        Turn::Answer(self.refuse("store-away", StatusCode::SERVICE_UNAVAILABLE, "Idempotency cannot be guaranteed now"))
+        let message = "Idempotency cannot be guaranteed yet: the store has lost its memory";
+        Turn::Refuse(self.refuse("idempotency-store-lost", StatusCode::SERVICE_UNAVAILABLE, message).retry(left.as_secs() + 1))
     }
 
-    fn replay(&self, value: Bytes) -> Reply {
-        match Stored::decode(value) {
-            Some(Stored::Whole { status, headers, body }) => {
-                self.counted("replayed");
-                let mut reply = Reply::empty(BY, status);
-                reply.headers = headers;
-                reply.body = body;
-                reply.with("idempotency-replayed", "true")
+    fn replay(&self, value: Bytes, seen: &Seen) -> Turn {
+        let Some(stored) = Stored::decode(value) else {
+            let message = "The request with this Idempotency-Key was done, but its answer cannot be read";
+            return Turn::Refuse(self.refuse("idempotency-unreadable", StatusCode::CONFLICT, message));
+        };
+        let check = stored.request.filter(|_| !seen.whole).map(|expected| {
+            let otherwise = refusal(MISMATCH, StatusCode::UNPROCESSABLE_ENTITY, OTHER_REQUEST);
+            Box::new(BodyCheck { so_far: BodyHash::beginning(&seen.bytes), expected, otherwise })
+        });
+        let Some((headers, body)) = stored.answer else {
+            let status = stored.status.as_u16();
+            let message = format!("The request with this Idempotency-Key was done with status {status}, but its answer was too large to be kept");
+            let mut refused = self.refuse("idempotency-too-large", StatusCode::CONFLICT, &message);
+            refused.reply.check = check;
+            return Turn::Refuse(refused);
+        };
+        self.counted("replayed");
+        let mut reply = Reply::empty(BY, stored.status);
+        (reply.headers, reply.body, reply.check) = (headers, body, check);
+        Turn::Answer(reply.with("idempotency-replayed", "true"))
+    }
+
+    /// Writes the end of a request: what is stored of it, or nothing, which frees the key. More than once, for if it is lost, the outcome counts as
+    /// unknown; beyond the first attempts without the client.
+    async fn write(self: &Arc<Self>, claim: Claim, held: Option<Held>, outcome: Option<Bytes>) {
+        let mut pause = Duration::from_millis(25);
+        for _ in 1..WRITES {
+            if self.written(&claim, &outcome).await {
+                return;
             }
-            Some(Stored::TooLarge { status }) => {
-                let message = format!("The request with this Idempotency-Key was done with status {}, but its answer was too large to be kept", status.as_u16());
-                self.refuse("too-large", StatusCode::CONFLICT, &message)
-            }
-            None => self.refuse("unreadable", StatusCode::CONFLICT, "The request with this Idempotency-Key was done, but its answer cannot be read"),
+            tokio::time::sleep(pause).await;
+            pause *= 2;
         }
-    }
-
-    /// Keeps the lease alive until dropped.
-    fn renewal(&self, owner: &Lease) -> Renewal {
-        let (ledger, owner, lease) = (self.ledger.clone(), owner.clone(), self.rules.lease);
-        let task = tokio::spawn(async move {
-            loop {
-                tokio::time::sleep(lease / 3).await;
-                // A store that is away may come back within the lease.
-                if let Ok(false) = ledger.renew(&owner, lease).await {
+        if self.written(&claim, &outcome).await {
+            return;
+        }
+        tracing::warn!(plugin = BY, scope = self.scope, "the store does not take the outcome of a request: it is tried again in the background");
+        let desk = self.clone();
+        tokio::spawn(async move {
+            let _held = held;
+            let until = Instant::now() + desk.rules.ttl;
+            while Instant::now() < until {
+                tokio::time::sleep(LATER).await;
+                if desk.written(&claim, &outcome).await {
                     return;
                 }
             }
+            desk.counted("lost");
         });
-        Renewal(task.abort_handle())
     }
 
-    /// Writes the end of a request; more than once, for if it is lost, the outcome counts as unknown.
-    async fn write(&self, owner: &Lease, outcome: Option<Bytes>) {
-        let mut pause = Duration::from_millis(25);
-        for attempt in 1..=WRITES {
-            let written = match &outcome {
-                Some(value) => self.ledger.complete(owner, value.clone(), self.rules.ttl).await,
-                None => self.ledger.abandon(owner).await,
-            };
-            match written {
-                Ok(true) => return,
-                Ok(false) => break,
-                Err(error) if attempt == WRITES => {
-                    tracing::warn!(plugin = BY, scope = self.scope, %error, "the outcome was not written");
-                }
-                Err(_) => {
-                    tokio::time::sleep(pause).await;
-                    pause *= 2;
-                }
-            }
+    /// Whether there is nothing left to write.
+    async fn written(&self, claim: &Claim, outcome: &Option<Bytes>) -> bool {
+        let written = match outcome {
+            Some(value) => self.ledger.complete(claim, value.clone(), self.rules.ttl).await,
+            None => self.ledger.abandon(claim).await,
+        };
+        if let Ok(false) = written {
+            self.counted("lost");
         }
-        self.counted("lost");
+        written.is_ok()
+    }
+}
+
+const MISMATCH: &str = "idempotency-mismatch";
+const OTHER_REQUEST: &str = "This Idempotency-Key was used with a different request";
+
+/// The reason in a word, of what the access log says.
+fn reason(failure: &'static str) -> &'static str {
+    failure.strip_prefix("idempotency-").unwrap_or(failure)
+}
+
+fn refusal(failure: &'static str, status: StatusCode, message: &str) -> Reply {
+    Reply::message(BY, status, message).with("cache-control", "no-store").with("x-weir-reason", reason(failure))
+}
+
+impl Refused {
+    fn retry(mut self, seconds: u64) -> Refused {
+        self.reply.headers.insert(header::RETRY_AFTER, seconds.into());
+        self
     }
 }
 
@@ -442,30 +346,47 @@ impl Plugin for Idempotency {
     }
 
     fn reads_body(&self) -> Option<usize> {
-        Some(self.rules.max_body)
+        Some(self.desk.rules.max_body)
+    }
+
+    fn changes_body(&self) -> bool {
+        false
     }
 
     async fn request_wait(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
-        if !self.rules.methods.contains(&req.method) {
+        let desk = &self.desk;
+        if !desk.rules.methods.contains(&req.method) {
             return Flow::Continue;
         }
-        let key = match key::of(&req.headers) {
-            Ok(Some(key)) => key,
-            Ok(None) if self.rules.required => {
-                return Flow::Reply(self.refuse("missing", StatusCode::BAD_REQUEST, "Idempotency-Key is required for this request"));
+        let turn = match key::of(&req.headers) {
+            Ok(Some(key)) => {
+                let seen = desk.seen(cx);
+                let turn = desk.turn(&desk.ledger_key(cx, req, &key), &seen, req).await;
+                if matches!(turn, Turn::Act(_)) && !seen.whole {
+                    cx.body_hash = Some(Box::new(BodyHash::beginning(&seen.bytes)));
+                }
+                turn
+            }
+            Ok(None) if desk.rules.required => {
+                Turn::Refuse(desk.refuse("idempotency-missing", StatusCode::BAD_REQUEST, "Idempotency-Key is required for this request"))
             }
             Ok(None) => return Flow::Continue,
-            Err(message) => return Flow::Reply(self.refuse("malformed", StatusCode::BAD_REQUEST, message)),
+            Err(message) => Turn::Refuse(desk.refuse("idempotency-malformed", StatusCode::BAD_REQUEST, message)),
         };
-        match self.turn(&self.ledger_key(cx, req, &key), &self.fingerprint(cx, req)).await {
+        match turn {
             Turn::Answer(reply) => Flow::Reply(reply),
+            Turn::Refuse(refused) => {
+                cx.failure = Some(refused.failure);
+                Flow::Reply(refused.reply)
+            }
             Turn::Pass => Flow::Continue,
-            Turn::Act(owner) => {
-                self.counted("first");
+            Turn::Act(claim) => {
+                desk.counted("first");
                 cx.must_complete = true;
+                cx.before_send = Some(Arc::new(Gate { desk: desk.clone(), claim: claim.clone() }));
                 let work = Work {
-                    _renewal: self.renewal(&owner),
-                    owner,
+                    held: Some(self.renewals.hold(&claim)),
+                    claim,
                     resendable: req.method.is_idempotent(),
                     status: StatusCode::OK,
                     headers: HeaderMap::new(),
@@ -489,7 +410,7 @@ impl Plugin for Idempotency {
     fn body(&self, cx: &mut RequestContext, chunk: &mut Bytes, _: bool) {
         if let Some(work) = cx.state.get::<Shared>() {
             let mut work = work.lock();
-            if work.too_large || work.body.len() + chunk.len() > self.rules.max_response {
+            if work.too_large || work.body.len() + chunk.len() > self.desk.rules.max_response {
                 work.too_large = true;
                 work.body = BytesMut::new();
             } else {
@@ -499,34 +420,38 @@ impl Plugin for Idempotency {
     }
 
     async fn end(&self, cx: &mut RequestContext, ending: Ending) {
+        let desk = &self.desk;
         let Some(work) = cx.state.remove::<Shared>() else { return };
-        let (owner, status, resent, stored) = {
+        let request = cx.body_hash.take().filter(|hash| hash.complete).map(|hash| hash.finish());
+        let (claim, held, status, resent, stored) = {
             let mut work = work.lock();
             let (status, headers) = (work.status, std::mem::take(&mut work.headers));
             let body = std::mem::take(&mut work.body).freeze();
-            let stored = if work.too_large { Stored::TooLarge { status } } else { Stored::Whole { status, headers, body } };
+            let stored = Stored { request, status, answer: (!work.too_large).then_some((headers, body)) };
             // A method that HTTP calls idempotent is sent again after a failure: that the last try was not sent says nothing of the one before.
-            (work.owner.clone(), status, work.resendable && cx.tries > 1, stored)
+            (work.claim.clone(), work.held.take(), status, work.resendable && cx.tries > 1, stored)
         };
         match ending {
-            Ending::Complete if status.is_server_error() => {
-                self.counted("not-stored");
-                self.write(&owner, None).await;
+            Ending::Complete if status.is_server_error() && !desk.rules.store_server_errors => {
+                desk.counted("not-stored");
+                desk.write(claim, held, None).await;
             }
             Ending::Complete => {
-                self.counted(if matches!(stored, Stored::TooLarge { .. }) { "stored-mark" } else { "stored" });
-                self.write(&owner, Some(stored.encode())).await;
+                desk.counted(if stored.answer.is_some() { "stored" } else { "stored-mark" });
+                desk.write(claim, held, Some(stored.encode())).await;
             }
             Ending::NotSent if !resent => {
-                self.counted("not-sent");
-                self.write(&owner, None).await;
+                desk.counted("not-sent");
+                desk.write(claim, held, None).await;
             }
-            Ending::NotSent | Ending::Broken if self.rules.safe_to_repeat => {
-                self.counted("broken");
-                self.write(&owner, None).await;
+            // The upstream may have acted. The lease ends by itself, and the ledger then says that nobody knows, or that a repetition may begin.
+            Ending::NotSent | Ending::Broken => {
+                desk.counted("broken");
+                tracing::warn!(plugin = BY, scope = desk.scope, id = %cx.id, "it is not known whether a request took effect");
+                if desk.rules.safe_to_repeat {
+                    desk.write(claim, held, None).await;
+                }
             }
-            // The upstream may have acted. The lease ends by itself, and the ledger then says that nobody knows.
-            Ending::NotSent | Ending::Broken => self.counted("broken"),
         }
     }
 }

@@ -1,14 +1,14 @@
 //! The stored form of an answer.
 //!
 //! ```text
-//! version (1) │ form (1): 0 whole, 1 too large │ status (2) │ fields (2) │ { name length (2) │ name │ value length (4) │ value }* │ body
+//! version (1) │ form (1): 0 whole, 1 too large │ request body: 0, or 1 and its hash (33) │ status (2) │ fields (2) │ { name length (2) │ name │ value length (4) │ value }* │ body
 //! ```
 //! Numbers are big-endian. Of an answer that was too large only the status is kept.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
 const WHOLE: u8 = 0;
 const TOO_LARGE: u8 = 1;
 
@@ -33,21 +33,13 @@ const OF_ONE_EXCHANGE: [&str; 15] = [
 
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Stored {
-    /// The answer.
-    Whole {
-        /// Its status.
-        status: StatusCode,
-        /// Its fields.
-        headers: HeaderMap,
-        /// Its body.
-        body: Bytes,
-    },
-    /// It took effect, but the answer was too large to keep.
-    TooLarge {
-        /// Its status.
-        status: StatusCode,
-    },
+pub(super) struct Stored {
+    /// Hash of the request's body, where that was too long to be a part of the fingerprint.
+    pub(super) request: Option<[u8; 32]>,
+    /// Status of the answer.
+    pub(super) status: StatusCode,
+    /// Fields and body of the answer; `None`: it was too large to keep.
+    pub(super) answer: Option<(HeaderMap, Bytes)>,
 }
 
 /// The fields that are kept.
@@ -70,25 +62,21 @@ impl Stored {
     pub(super) fn encode(&self) -> Bytes {
         let mut out = BytesMut::new();
         out.put_u8(VERSION);
-        match self {
-            Stored::TooLarge { status } => {
-                out.put_u8(TOO_LARGE);
-                out.put_u16(status.as_u16());
+        out.put_u8(if self.answer.is_some() { WHOLE } else { TOO_LARGE });
+        out.put_u8(u8::from(self.request.is_some()));
+        out.put_slice(self.request.as_ref().map_or(&[], |hash| &hash[..]));
+        out.put_u16(self.status.as_u16());
+        if let Some((headers, body)) = &self.answer {
+            let fields: Vec<_> = headers.iter().take(usize::from(u16::MAX)).collect();
+            out.put_u16(fields.len() as u16);
+            for (name, value) in fields {
+                // The http crate bounds names to 64 KB less one; values come from heads, which are bounded far below 4 GB.
+                out.put_u16(name.as_str().len() as u16);
+                out.put_slice(name.as_str().as_bytes());
+                out.put_u32(value.len() as u32);
+                out.put_slice(value.as_bytes());
             }
-            Stored::Whole { status, headers, body } => {
-                out.put_u8(WHOLE);
-                out.put_u16(status.as_u16());
-                let fields: Vec<_> = headers.iter().take(usize::from(u16::MAX)).collect();
-                out.put_u16(fields.len() as u16);
-                for (name, value) in fields {
-                    // The http crate bounds names to 64 KB less one; values come from heads, which are bounded far below 4 GB.
-                    out.put_u16(name.as_str().len() as u16);
-                    out.put_slice(name.as_str().as_bytes());
-                    out.put_u32(value.len() as u32);
-                    out.put_slice(value.as_bytes());
-                }
-                out.put_slice(body);
-            }
+            out.put_slice(body);
         }
         out.freeze()
     }
@@ -99,9 +87,14 @@ impl Stored {
             return None;
         }
         let form = from.try_get_u8().ok()?;
+        let request = match from.try_get_u8().ok()? {
+            0 => None,
+            1 => Some(piece(&mut from, 32)?[..].try_into().ok()?),
+            _ => return None,
+        };
         let status = StatusCode::from_u16(from.try_get_u16().ok()?).ok()?;
-        match form {
-            TOO_LARGE => Some(Stored::TooLarge { status }),
+        let answer = match form {
+            TOO_LARGE => None,
             WHOLE => {
                 let mut headers = HeaderMap::new();
                 for _ in 0..from.try_get_u16().ok()? {
@@ -111,10 +104,11 @@ impl Stored {
                     let value = HeaderValue::from_maybe_shared(piece(&mut from, length)?).ok()?;
                     headers.try_append(name, value).ok()?;
                 }
-                Some(Stored::Whole { status, headers, body: from })
+                Some((headers, from))
             }
-            _ => None,
-        }
+            _ => return None,
+        };
+        Some(Stored { request, status, answer })
     }
 }
 
@@ -134,7 +128,8 @@ mod tests {
                 headers.append(name, value);
             }
         }
-        Stored::Whole { status: StatusCode::CREATED, headers, body: body.into() }
+        let request = (body.len() % 2 == 1).then_some([7; 32]);
+        Stored { request, status: StatusCode::CREATED, answer: Some((headers, body.into())) }
     }
 
     proptest! {
@@ -165,7 +160,7 @@ mod tests {
 
     #[test]
     fn other_versions_are_not_read() {
-        let mut bytes = Stored::TooLarge { status: StatusCode::OK }.encode().to_vec();
+        let mut bytes = Stored { request: None, status: StatusCode::OK, answer: None }.encode().to_vec();
         assert!(Stored::decode(bytes.clone().into()).is_some());
         bytes[0] = VERSION + 1;
         assert_eq!(Stored::decode(bytes.into()), None);

@@ -4,7 +4,7 @@ use crate::{Plugins, register};
 use serde_json::json;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use tokio::sync::Notify;
-use weir_store::{Store, StoreResult};
+use weir_store::{Claim, Store, StoreResult};
 
 fn rig(config: &str) -> Rig {
     Rig::new(&[("idempotency", config)])
@@ -104,6 +104,11 @@ async fn the_same_key_for_another_request() {
         ("{}", base().with("Content-Type", "a/a"), base().with("Content-Type", "a/b"), 200),
         ("max_body: 4", base().body("aaaa1"), base().body("aaaa22"), 422),
         ("max_body: 4", base().body("aaaa1"), base().body("bbbb1"), 422),
+        ("max_body: 4", base().body("aaaa1"), base().body("aaaa2"), 422),
+        ("max_body: 4", base().body("aaaa1"), base().body("aaaa"), 422),
+        ("max_body: 4", base().body("aaaa1"), base().body("aaaa1"), 200),
+        ("{max_body: 4, max_response: 1}", base().body("aaaa1"), base().body("aaaa1"), 409),
+        ("{max_body: 4, max_response: 1}", base().body("aaaa1"), base().body("aaaa2"), 422),
     ] {
         let rig = rig(config);
         assert_eq!(rig.run(first).await.status(), 200);
@@ -112,7 +117,8 @@ async fn the_same_key_for_another_request() {
         assert_eq!(rig.calls(), 1);
         if status == 422 {
             assert_eq!(seen.json(), json!({ "message": "This Idempotency-Key was used with a different request" }));
-            assert_eq!(rig.outcome("idempotency", "mismatch"), 1);
+            assert_eq!(seen.header("x-weir-reason"), Some("mismatch"));
+            assert_eq!(seen.header("idempotency-replayed"), None);
         }
     }
 }
@@ -202,6 +208,16 @@ async fn what_is_stored_by_status() {
 }
 
 #[tokio::test]
+async fn server_errors_may_be_stored_too() {
+    let rig = rig("server_errors: store").upstream_status(503);
+    for replay in [false, true] {
+        let seen = rig.run(post("k")).await;
+        assert_eq!((seen.status(), replayed(&seen)), (503, replay));
+    }
+    assert_eq!(rig.calls(), 1);
+}
+
+#[tokio::test]
 async fn an_upstream_that_was_never_reached_frees_the_key() {
     let mut rig = rig("{}");
     rig.upstream = Upstream::Away;
@@ -229,6 +245,8 @@ async fn an_answer_cut_short_leaves_the_outcome_unknown() {
     let seen = rig.run(post("k")).await;
     assert_eq!(seen.status(), 409);
     assert_eq!(seen.json(), json!({ "message": "It is not known whether the first request with this Idempotency-Key took effect" }));
+    assert_eq!((seen.header("x-weir-reason"), seen.header("retry-after")), (Some("unknown"), None), "asking again soon is no use");
+    assert_eq!((seen.cx.failure, rig.outcome("idempotency", "unknown")), (Some("idempotency-unknown"), 1));
     assert_eq!(rig.calls(), 1);
     assert_eq!(rig.run(post("k").body("other")).await.status(), 422);
     tokio::time::advance(Duration::from_secs(62)).await;
@@ -242,6 +260,8 @@ async fn where_repeating_is_safe_the_next_request_goes_through() {
     rig.run(post("k")).await;
     rig.upstream = Upstream::Answers;
     assert_eq!(rig.run(post("k")).await.status(), 200);
+    assert_eq!(rig.calls(), 2);
+    assert!(replayed(&rig.run(post("k")).await), "the repetition's answer is kept");
     assert_eq!(rig.calls(), 2);
 }
 
@@ -312,6 +332,21 @@ async fn the_exchange_runs_to_its_end_even_if_the_client_leaves() {
     assert!(!rig("{}").run(ask("POST", "/orders")).await.cx.must_complete);
 }
 
+/// The owner dies before its request is sent: nothing can have taken effect, and the next one is sent.
+#[tokio::test(start_paused = true)]
+async fn an_owner_that_vanishes_before_it_sends_frees_the_key() {
+    let (waiting, ledger) = switched("lease: 1s");
+    let environment = waiting.environment.clone();
+    ledger.acting_hangs.store(true, SeqCst);
+    let vanishing = tokio::spawn(async move { waiting.run(post("k")).await.status() });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    vanishing.abort();
+    ledger.acting_hangs.store(false, SeqCst);
+    let next = Rig::with(environment, &register(), &[("idempotency", "lease: 1s")]);
+    let seen = next.run(post("k")).await;
+    assert_eq!((seen.status(), replayed(&seen), next.calls()), (200, false, 1));
+}
+
 #[tokio::test]
 async fn keys_in_memory_survive_a_reload() {
     let (environment, register): (_, Plugins) = (environment(Store::memory()), register());
@@ -325,6 +360,7 @@ struct Switched {
     inner: Arc<dyn Ledger>,
     off: AtomicBool,
     acting_off: AtomicBool,
+    acting_hangs: AtomicBool,
     ends_off: AtomicBool,
 }
 
@@ -343,22 +379,29 @@ impl Ledger for Switched {
         self.check(false)?;
         self.inner.begin(key, fingerprint, lease, ttl).await
     }
-    async fn acting(&self, owner: &Lease, lease: Duration) -> StoreResult<bool> {
+    async fn begin_again(&self, key: &str, fingerprint: &str, lease: Duration, ttl: Duration) -> StoreResult<Begun> {
         self.check(false)?;
+        self.inner.begin_again(key, fingerprint, lease, ttl).await
+    }
+    async fn acting(&self, owner: &Claim, lease: Duration) -> StoreResult<bool> {
+        self.check(false)?;
+        while self.acting_hangs.load(SeqCst) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
         match self.acting_off.load(SeqCst) {
             true => Err(StoreError::Late(Duration::ZERO)),
             false => self.inner.acting(owner, lease).await,
         }
     }
-    async fn renew(&self, owner: &Lease, lease: Duration) -> StoreResult<bool> {
+    async fn renew(&self, owner: &Claim, lease: Duration) -> StoreResult<bool> {
         self.check(false)?;
         self.inner.renew(owner, lease).await
     }
-    async fn complete(&self, owner: &Lease, value: Bytes, ttl: Duration) -> StoreResult<bool> {
+    async fn complete(&self, owner: &Claim, value: Bytes, ttl: Duration) -> StoreResult<bool> {
         self.check(true)?;
         self.inner.complete(owner, value, ttl).await
     }
-    async fn abandon(&self, owner: &Lease) -> StoreResult<bool> {
+    async fn abandon(&self, owner: &Claim) -> StoreResult<bool> {
         self.check(true)?;
         self.inner.abandon(owner).await
     }
@@ -370,7 +413,7 @@ impl Ledger for Switched {
 
 fn switched(config: &str) -> (Rig, Arc<Switched>) {
     let store = Store::memory();
-    let ledger = Arc::new(Switched { inner: store.ledger.clone(), off: AtomicBool::new(false), acting_off: AtomicBool::new(false), ends_off: AtomicBool::new(false) });
+    let ledger = Arc::new(Switched { inner: store.ledger.clone(), off: AtomicBool::new(false), acting_off: AtomicBool::new(false), acting_hangs: AtomicBool::new(false), ends_off: AtomicBool::new(false) });
     let store = Store { ledger: ledger.clone(), ..store };
     (Rig::with(environment(store), &register(), &[("idempotency", config)]), ledger)
 }
@@ -411,10 +454,20 @@ async fn a_store_that_leaves_before_the_end_is_written_makes_no_second_effect() 
     let (rig, ledger) = switched("lease: 1s");
     ledger.ends_off.store(true, SeqCst);
     assert_eq!(rig.run(post("k")).await.status(), 200);
-    assert_eq!(rig.outcome("idempotency", "lost"), 1);
     ledger.ends_off.store(false, SeqCst);
-    assert_eq!(rig.run(post("k")).await.status(), 409);
+    // Written later, without the client; until then the key is held.
+    assert!(replayed(&rig.run(post("k")).await));
     assert_eq!(rig.calls(), 1);
+}
+
+/// A store that is away for longer than an outcome would have been kept.
+#[tokio::test(start_paused = true)]
+async fn an_end_that_can_never_be_written_is_counted() {
+    let (rig, ledger) = switched("{lease: 1s, ttl: 60s}");
+    ledger.ends_off.store(true, SeqCst);
+    assert_eq!(rig.run(post("k")).await.status(), 200);
+    tokio::time::sleep(Duration::from_secs(62)).await;
+    assert_eq!(rig.outcome("idempotency", "lost"), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -37,13 +37,13 @@ const KEPT: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Source {
     /// The set itself; `None`: the issuer's discovery document names it.
-    pub(super) jwks_uri: Option<String>,
+    pub(crate) jwks_uri: Option<String>,
     /// The issuer.
-    pub(super) issuer: Option<String>,
+    pub(crate) issuer: Option<String>,
     /// Between two fetches in the background.
-    pub(super) refresh: Duration,
+    pub(crate) refresh: Duration,
     /// Between two fetches that tokens cause.
-    pub(super) every: Duration,
+    pub(crate) every: Duration,
 }
 
 /// The key sets in use, by their source: they outlive a reload that leaves the source as it was, and no longer.
@@ -51,7 +51,7 @@ pub(crate) struct Source {
 pub(crate) struct KeySets(Mutex<HashMap<Source, Weak<KeySet>>>);
 
 impl KeySets {
-    pub(super) fn of(&self, source: Source, client: &OwnClient) -> Arc<KeySet> {
+    pub(crate) fn of(&self, source: Source, client: &OwnClient) -> Arc<KeySet> {
         let mut all = self.0.lock();
         all.retain(|_, set| set.strong_count() > 0);
         if let Some(set) = all.get(&source).and_then(Weak::upgrade) {
@@ -71,7 +71,7 @@ impl KeySets {
 
 /// Why a token is not good.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bad {
+pub(crate) enum Bad {
     /// No key of the set is for it.
     Unknown,
     /// Its signature is not that of its key.
@@ -115,7 +115,7 @@ impl Keys {
 
 impl KeySet {
     /// Looks at the signature, if need be after a fetch.
-    pub(super) async fn verify(self: &Arc<Self>, token: &Token<'_>) -> Result<(), Bad> {
+    pub(crate) async fn verify(self: &Arc<Self>, token: &Token<'_>) -> Result<(), Bad> {
         if matches!(token.alg, Alg::HS256 | Alg::HS384 | Alg::HS512) {
             return Err(Bad::Unknown);
         }
@@ -152,7 +152,7 @@ impl KeySet {
             Ok(list) => *self.keys.lock() = Some(Arc::new(Keys { list, at: Instant::now() })),
             Err(why) => {
                 let place = self.source.jwks_uri.as_ref().or(self.source.issuer.as_ref());
-                tracing::warn!(plugin = "jwt", from = place, why, "the key set could not be fetched");
+                tracing::warn!(from = place, why, "a key set could not be fetched");
             }
         }
         *last = Some(Instant::now());

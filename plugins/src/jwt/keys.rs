@@ -18,7 +18,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(&STANDARD, LENIENT);
 const BASE64_URL: GeneralPurpose = GeneralPurpose::new(&URL_SAFE, LENIENT);
 
 /// Decodes the URL-safe alphabet.
-pub(super) fn base64_url(text: &str) -> Option<Vec<u8>> {
+pub(crate) fn base64_url(text: &str) -> Option<Vec<u8>> {
     BASE64_URL.decode(text).ok()
 }
 
@@ -29,7 +29,7 @@ pub(crate) fn base64_text(text: &str) -> Option<Vec<u8>> {
 
 /// A signature algorithm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Alg {
+pub(crate) enum Alg {
     HS256,
     HS384,
     HS512,
@@ -49,7 +49,7 @@ const RSA: [Alg; 6] = [Alg::RS256, Alg::RS384, Alg::RS512, Alg::PS256, Alg::PS38
 
 impl Alg {
     /// By its name in RFC 7518; `none` is none.
-    pub(super) fn named(name: &str) -> Option<Alg> {
+    pub(crate) fn named(name: &str) -> Option<Alg> {
         Some(match name {
             "HS256" => Alg::HS256,
             "HS384" => Alg::HS384,
@@ -89,26 +89,26 @@ impl Alg {
 }
 
 /// A key for one algorithm.
-pub(super) enum Key {
+pub(crate) enum Key {
     Secret(Box<hmac::Key>),
     Public(ParsedPublicKey),
 }
 
 impl Key {
     /// An HMAC secret. `None`: it is empty, or the algorithm is none of HMAC's.
-    pub(super) fn secret(alg: Alg, secret: &[u8]) -> Option<Key> {
+    pub(crate) fn secret(alg: Alg, secret: &[u8]) -> Option<Key> {
         let hash = alg.public().err().filter(|_| !secret.is_empty())?;
         Some(Key::Secret(Box::new(hmac::Key::new(hash, secret))))
     }
 
     /// A public key: SubjectPublicKeyInfo or PKCS#1 in DER, or the bare point of a curve. `None`: it is not one for the algorithm, or an
     /// RSA key of less than 2048 bits.
-    pub(super) fn public(alg: Alg, bytes: &[u8]) -> Option<Key> {
+    pub(crate) fn public(alg: Alg, bytes: &[u8]) -> Option<Key> {
         ParsedPublicKey::new(alg.public().ok()?, bytes).ok().map(Key::Public)
     }
 
     /// A public key in PEM.
-    pub(super) fn pem(alg: Alg, pem: &str) -> Option<Key> {
+    pub(crate) fn pem(alg: Alg, pem: &str) -> Option<Key> {
         let (_, rest) = pem.split_once("-----BEGIN ")?;
         let (label, rest) = rest.split_once("-----")?;
         let (body, _) = rest.split_once("-----END ")?;
@@ -119,7 +119,7 @@ impl Key {
     }
 
     /// Whether the signature is this key's. HMACs are compared in constant time.
-    pub(super) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+    pub(crate) fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         match self {
             Key::Secret(key) => hmac::verify(key, message, signature).is_ok(),
             Key::Public(key) => key.verify_sig(message, signature).is_ok(),
@@ -129,7 +129,7 @@ impl Key {
 
 /// One of a consumer's `jwt_secrets`.
 pub(crate) struct Credential {
-    pub(super) alg: Option<Alg>,
+    pub(crate) alg: Option<Alg>,
     /// As written.
     plain: Option<Key>,
     /// With the secret decoded from base64.
@@ -162,22 +162,22 @@ impl Credential {
     }
 
     /// Public keys are never in base64 beyond PEM.
-    pub(super) fn key(&self, secret_is_base64: bool) -> Option<&Key> {
+    pub(crate) fn key(&self, secret_is_base64: bool) -> Option<&Key> {
         let hmac = matches!(self.alg, Some(Alg::HS256 | Alg::HS384 | Alg::HS512));
         if secret_is_base64 && hmac { self.decoded.as_ref() } else { self.plain.as_ref() }
     }
 }
 
 /// A public key of a key set (RFC 7517).
-pub(super) struct Jwk {
-    pub(super) kid: Option<String>,
+pub(crate) struct Jwk {
+    pub(crate) kid: Option<String>,
     /// By algorithm.
     keys: Vec<(Alg, Key)>,
 }
 
 impl Jwk {
     /// `None`: it is not a key for signatures that is understood here. Symmetric keys never are: who can fetch the set could sign.
-    pub(super) fn read(jwk: &Map<String, Value>) -> Option<Jwk> {
+    pub(crate) fn read(jwk: &Map<String, Value>) -> Option<Jwk> {
         let text = |name: &str| jwk.get(name).and_then(Value::as_str);
         if text("use").is_some_and(|u| u != "sig") {
             return None;
@@ -215,7 +215,7 @@ impl Jwk {
         (!keys.is_empty()).then(|| Jwk { kid: text("kid").map(str::to_owned), keys })
     }
 
-    pub(super) fn key(&self, alg: Alg) -> Option<&Key> {
+    pub(crate) fn key(&self, alg: Alg) -> Option<&Key> {
         self.keys.iter().find(|(a, _)| *a == alg).map(|(_, key)| key)
     }
 }

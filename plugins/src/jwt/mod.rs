@@ -6,9 +6,9 @@
 //!                                                         └─► key set of `issuer` or `jwks_uri`, if there is one ─► signature, issuer, audience, times
 //! ```
 
-mod key_set;
-mod keys;
-mod token;
+pub(crate) mod key_set;
+pub(crate) mod keys;
+pub(crate) mod token;
 
 pub(crate) use key_set::KeySets;
 pub(crate) use keys::{Credential, base64_text};
@@ -291,7 +291,7 @@ impl Jwt {
         }
         self.times(&token.claims, self.rules.exp, self.rules.nbf)?;
         let mut caller = Caller::known(consumer, key);
-        if let Some(identity) = &mut caller.identity {
+        if let Some(identity) = caller.identity.as_mut().and_then(Arc::get_mut) {
             identity.claims = Some(Arc::new(token.claims.clone()));
         }
         Ok(Local::Known(caller))
@@ -339,7 +339,7 @@ impl Jwt {
         let text = |name: &str| claims.get(name).and_then(Value::as_str).map(str::to_owned);
         let subject = text("sub").unwrap_or_default();
         let credential = text("jti").or_else(|| Some(subject.clone()).filter(|s| !s.is_empty()));
-        Ok(Caller { consumer, identity: Some(Identity { subject, credential, claims: Some(Arc::new(claims)) }) })
+        Ok(Caller { consumer, identity: Some(Arc::new(Identity { subject, credential, claims: Some(Arc::new(claims)) })) })
     }
 
     async fn check(&self, cx: &mut RequestContext, req: &request::Parts) -> Result<Caller, Refusal> {
@@ -430,4 +430,4 @@ fn words(value: &Value) -> Vec<String> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

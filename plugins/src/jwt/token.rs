@@ -3,21 +3,21 @@
 use super::keys::{Alg, base64_url};
 use serde_json::{Map, Value};
 
-pub(super) type Claims = Map<String, Value>;
+pub(crate) type Claims = Map<String, Value>;
 
 /// A token whose signature is not looked at yet.
-pub(super) struct Token<'a> {
-    pub(super) header: Claims,
-    pub(super) claims: Claims,
-    pub(super) alg: Alg,
+pub(crate) struct Token<'a> {
+    pub(crate) header: Claims,
+    pub(crate) claims: Claims,
+    pub(crate) alg: Alg,
     /// What is signed.
-    pub(super) message: &'a str,
-    pub(super) signature: Vec<u8>,
+    pub(crate) message: &'a str,
+    pub(crate) signature: Vec<u8>,
 }
 
 impl<'a> Token<'a> {
     /// Errors: what is wrong with it.
-    pub(super) fn parse(text: &'a str) -> Result<Token<'a>, &'static str> {
+    pub(crate) fn parse(text: &'a str) -> Result<Token<'a>, &'static str> {
         let json = |part: &str| match base64_url(part).and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
             Some(Value::Object(object)) => Ok(object),
             _ => Err("invalid JSON"),
@@ -35,13 +35,13 @@ impl<'a> Token<'a> {
     }
 
     /// The named claim, or else the header parameter of that name.
-    pub(super) fn claim(&self, name: &str) -> Option<&Value> {
+    pub(crate) fn claim(&self, name: &str) -> Option<&Value> {
         [&self.claims, &self.header].into_iter().filter_map(|part| part.get(name)).find(|v| !matches!(v, Value::Null | Value::Bool(false)))
     }
 }
 
 /// What is wrong with the times of a token, by claim; `now` in seconds since 1970.
-pub(super) fn times(claims: &Claims, exp: bool, nbf: bool, maximum: f64, now: u64) -> Claims {
+pub(crate) fn times(claims: &Claims, exp: bool, nbf: bool, maximum: f64, now: u64) -> Claims {
     let mut errors = Claims::new();
     let now = now as f64;
     let number = |name: &str| claims.get(name).and_then(Value::as_f64);

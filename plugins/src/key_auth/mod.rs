@@ -44,6 +44,8 @@ pub struct Config {
     pub run_on_preflight: bool,
     /// `realm` of `WWW-Authenticate`.
     pub realm: Option<String>,
+    /// Of Kong's cloud. Read for Kong's sake: consumers are those of the file.
+    pub identity_realms: Option<serde_json::Value>,
 }
 
 impl Default for Config {
@@ -57,6 +59,7 @@ impl Default for Config {
             anonymous: None,
             run_on_preflight: true,
             realm: None,
+            identity_realms: None,
         }
     }
 }

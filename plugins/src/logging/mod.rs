@@ -227,8 +227,8 @@ fn headers(headers: &HeaderMap) -> Value {
 }
 
 fn service(s: &ServiceRuntime) -> Value {
-    let protocol = if s.tls { "https" } else { "http" };
-    let port = s.host_header.to_str().ok().and_then(|h| h.rsplit_once(':')).and_then(|(_, p)| p.parse().ok()).unwrap_or(if s.tls { 443u16 } else { 80 });
+    let protocol = if s.tls.is_some() { "https" } else { "http" };
+    let port = s.host_header.to_str().ok().and_then(|h| h.rsplit_once(':')).and_then(|(_, p)| p.parse().ok()).unwrap_or(if s.tls.is_some() { 443u16 } else { 80 });
     json!({
         "name": s.name, "host": s.host, "port": port, "protocol": protocol, "path": if s.path.is_empty() { Value::Null } else { s.path.as_str().into() },
         "retries": s.retries, "connect_timeout": millis(s.connect_timeout), "write_timeout": millis(s.write_timeout), "read_timeout": millis(s.read_timeout),

@@ -1,401 +1,227 @@
 //! `rate-limiting`: so many requests in a second, a minute, … a year.
+//!
+//! ```text
+//! who (one caller for each limit) ─► local:  Meters, a table of this process
+//!                                 ├► redis:  Counters::charge, one step for all limits, by the store's clock
+//!                                 └► hybrid: Leases, spent here and fetched from Counters
+//! ```
+//! The arithmetic is `weir_store::limits` everywhere.
 
-mod local;
-mod window;
+mod advanced;
+mod leases;
+mod settings;
+mod told;
+mod who;
 
-pub(crate) use local::LocalCounters;
-pub(crate) use window::{Period, Window};
+pub use advanced::Advanced;
+pub use settings::{Config, Policy, Redis};
+pub(crate) use settings::{Allowed, not_used, periods};
+pub(crate) use told::number;
+pub(crate) use who::{By, Prefixes, Who};
 
-use crate::{Configured, Live, header_name, wrong};
+use crate::{Configured, Live};
 use async_trait::async_trait;
-use http::{HeaderName, HeaderValue, StatusCode, header, request, response};
-use schemars::JsonSchema;
-use serde::Deserialize;
-use sha2::{Digest, Sha256};
-use std::{borrow::Cow, sync::Arc, time::{Duration, SystemTime, UNIX_EPOCH}};
-use weir_config::{Diagnostic, Node, Secret};
+use http::{StatusCode, header, request, response};
+use leases::{Leases, Wanted};
+use settings::{Checked, Rules};
+use smallvec::SmallVec;
+use std::sync::Arc;
+use told::{Told, seconds};
+use weir_config::{Diagnostic, Node};
 use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext};
-use weir_store::Take;
+use weir_store::limits::{Asked, Clock, How, Key, Meters, Method, Outcome};
+use weir_store::{Charge, StoreError, StoreResult};
 
-/// Limits how many requests a caller may make in a second, minute, hour, day, month or year; several limits hold at once. A window begins
-/// with the calendar's (UTC), and a request over a limit is charged to none. Answers tell the limits in
-/// `X-RateLimit-Limit-*`, `X-RateLimit-Remaining-*` and `RateLimit-Limit`, `-Remaining`, `-Reset` (seconds; of the tightest window); over
-/// the limit they are 429 with `Retry-After`. Fields, defaults and headers are Kong's.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Config {
-    /// Requests a second.
-    #[schemars(range(min = 1))]
-    pub second: Option<u64>,
-    /// Requests a minute.
-    #[schemars(range(min = 1))]
-    pub minute: Option<u64>,
-    /// Requests an hour.
-    #[schemars(range(min = 1))]
-    pub hour: Option<u64>,
-    /// Requests a day.
-    #[schemars(range(min = 1))]
-    pub day: Option<u64>,
-    /// Requests a month.
-    #[schemars(range(min = 1))]
-    pub month: Option<u64>,
-    /// Requests a year.
-    #[schemars(range(min = 1))]
-    pub year: Option<u64>,
-    /// Whose requests are counted together. Where a request has no such thing (no consumer, no such header), the address counts.
-    pub limit_by: LimitBy,
-    /// With `limit_by: header`: the header.
-    pub header_name: Option<String>,
-    /// With `limit_by: path`: the path whose requests are counted together.
-    pub path: Option<String>,
-    /// Where requests are counted.
-    pub policy: Policy,
-    /// When the store is away: `true` falls back to limits of this instance alone; `false` answers 500.
-    pub fault_tolerant: bool,
-    /// Leave all limit headers (`Retry-After` too) off the answers.
-    pub hide_client_headers: bool,
-    /// Status over the limit.
-    #[schemars(range(min = 400, max = 599))]
-    pub error_code: u16,
-    /// Message over the limit.
-    pub error_message: String,
-    /// Read for Kong's sake: Weir counts in the store that `store:` names.
-    pub redis: Option<Redis>,
-    /// Read for Kong's sake: Weir writes every count at once, as with `-1`.
-    pub sync_rate: Option<f64>,
-    /// Older spelling of `redis.host`; not used.
-    pub redis_host: Option<String>,
-    /// Older spelling of `redis.port`; not used.
-    pub redis_port: Option<u16>,
-    /// Older spelling of `redis.username`; not used.
-    pub redis_username: Option<String>,
-    /// Older spelling of `redis.password`; not used.
-    pub redis_password: Option<Secret>,
-    /// Older spelling of `redis.ssl`; not used.
-    pub redis_ssl: Option<bool>,
-    /// Older spelling of `redis.ssl_verify`; not used.
-    pub redis_ssl_verify: Option<bool>,
-    /// Older spelling of `redis.server_name`; not used.
-    pub redis_server_name: Option<String>,
-    /// Older spelling of `redis.timeout`; not used.
-    pub redis_timeout: Option<u64>,
-    /// Older spelling of `redis.database`; not used.
-    pub redis_database: Option<u64>,
-}
-
-/// Kong's address of a Redis. Weir counts in the store that `store:` names instead.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct Redis {
-    /// Not used.
-    pub host: Option<String>,
-    /// Not used.
-    pub port: Option<u16>,
-    /// Not used.
-    pub timeout: Option<u64>,
-    /// Not used.
-    pub username: Option<String>,
-    /// Not used.
-    pub password: Option<Secret>,
-    /// Not used.
-    pub database: Option<u64>,
-    /// Not used.
-    pub ssl: Option<bool>,
-    /// Not used.
-    pub ssl_verify: Option<bool>,
-    /// Not used.
-    pub server_name: Option<String>,
-}
-
-/// Whose requests are counted together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum LimitBy {
-    /// The consumer's, or the subject's of a verified token.
-    #[default]
-    Consumer,
-    /// The credential's: each token or key by itself.
-    Credential,
-    /// The client address's.
-    Ip,
-    /// Everybody's, for each service.
-    Service,
-    /// Those with the same value of `header_name`.
-    Header,
-    /// Everybody's on `path`.
-    Path,
-}
-
-/// Where requests are counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum Policy {
-    /// In this process: the fastest; each of several instances counts for itself.
-    #[default]
-    Local,
-    /// In the store, exactly, over all instances.
-    Redis,
-    /// The same as `redis`.
-    Cluster,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            second: None,
-            minute: None,
-            hour: None,
-            day: None,
-            month: None,
-            year: None,
-            limit_by: LimitBy::default(),
-            header_name: None,
-            path: None,
-            policy: Policy::default(),
-            fault_tolerant: true,
-            hide_client_headers: false,
-            error_code: 429,
-            error_message: "API rate limit exceeded".into(),
-            redis: None,
-            sync_rate: None,
-            redis_host: None,
-            redis_port: None,
-            redis_username: None,
-            redis_password: None,
-            redis_ssl: None,
-            redis_ssl_verify: None,
-            redis_server_name: None,
-            redis_timeout: None,
-            redis_database: None,
-        }
-    }
+/// What this process has counted. Outlives configurations, so that a reload forgives nobody.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub meters: Meters,
+    pub clock: Clock,
+    leases: Leases,
 }
 
 impl Configured for Config {
     const NAME: &'static str = "rate-limiting";
     const PRIORITY: i32 = 910;
-    const EXAMPLE: &'static str = "second: 50\nhour: 10000\nlimit_by: consumer\npolicy: redis\n";
-    type Ready = Rules;
+    const EXAMPLE: &'static str = "second: 50
+hour: 10000
+limit_by: consumer
+policy: redis
+limits:
+  - {second: 100, limit_by: ip, algorithm: token-bucket, burst: 200}
+costs:
+  - {methods: [POST], paths: [/api/export*], cost: 10}
+";
+    type Ready = Ready;
 
-    fn ready(self, at: &Node) -> Result<Rules, Vec<Diagnostic>> {
-        let mut errors = Vec::new();
-        let all = [self.second, self.minute, self.hour, self.day, self.month, self.year];
-        let limits: Vec<(Period, u64)> = Period::ALL.into_iter().zip(all).filter_map(|(p, limit)| Some((p, limit?))).collect();
-        if limits.is_empty() {
-            errors.push(wrong(at, "", "at least one limit is wanted: `second`, `minute`, `hour`, `day`, `month` or `year`"));
-        }
-        for pair in limits.windows(2) {
-            if let [(short, few), (long, many)] = pair
-                && many < few
-            {
-                let message = format!("the limit for {}({many}) cannot be lower than the limit for {}({few})", long.name(), short.name());
-                errors.push(wrong(at, long.name(), message));
-            }
-        }
-        if limits.iter().any(|(_, limit)| *limit == 0) {
-            errors.push(wrong(at, "", "a limit must be 1 or more"));
-        }
-        let mut by = By::Ip;
-        match (self.limit_by, &self.header_name, &self.path) {
-            (LimitBy::Header, None, _) => errors.push(wrong(at, "limit_by", "`limit_by: header` needs `header_name`")),
-            (LimitBy::Header, Some(name), _) => match header_name(at, "header_name", name) {
-                Ok(name) => by = By::Header(name),
-                Err(error) => errors.push(error),
-            },
-            (LimitBy::Path, _, None) => errors.push(wrong(at, "limit_by", "`limit_by: path` needs `path`")),
-            (LimitBy::Path, _, Some(path)) if !path.starts_with('/') => errors.push(wrong(at, "path", "a path begins with `/`")),
-            (LimitBy::Path, _, Some(path)) => by = By::Path(path.clone()),
-            (LimitBy::Consumer, ..) => by = By::Consumer,
-            (LimitBy::Credential, ..) => by = By::Credential,
-            (LimitBy::Service, ..) => by = By::Service,
-            (LimitBy::Ip, ..) => {}
-        }
-        let status = StatusCode::from_u16(self.error_code).ok().filter(|s| s.is_client_error() || s.is_server_error());
-        if status.is_none() {
-            errors.push(wrong(at, "error_code", "a status between 400 and 599 is wanted"));
-        }
-        match status {
-            Some(status) if errors.is_empty() => Ok(Rules {
-                limits,
-                by,
-                shared: self.policy != Policy::Local,
-                fault_tolerant: self.fault_tolerant,
-                hide: self.hide_client_headers,
-                status,
-                message: self.error_message,
-            }),
-            _ => Err(errors),
-        }
+    fn ready(self, at: &Node) -> Result<Ready, Vec<Diagnostic>> {
+        self.rules(at).map(Ready)
     }
 
-    fn build(ready: Rules, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin> {
-        Arc::new(RateLimiting { rules: ready, scope: env.scope.clone(), local: live.limits.clone(), environment: env.environment.clone() })
+    fn warnings(at: &Node) -> Vec<Diagnostic> {
+        not_used(at)
+    }
+
+    fn build(ready: Ready, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin> {
+        Arc::new(RateLimiting::new(Config::NAME, ready.0, env, live))
     }
 }
 
 /// The configuration, checked.
-pub struct Rules {
-    limits: Vec<(Period, u64)>,
-    by: By,
-    shared: bool,
-    fault_tolerant: bool,
-    hide: bool,
-    status: StatusCode,
-    message: String,
-}
-
-enum By {
-    Consumer,
-    Credential,
-    Ip,
-    Service,
-    Header(HeaderName),
-    Path(String),
-}
+pub struct Ready(Rules);
 
 struct RateLimiting {
+    name: &'static str,
     rules: Rules,
     scope: String,
-    local: Arc<LocalCounters>,
+    limits: Vec<Place>,
+    counts: Arc<Counts>,
     environment: Arc<Environment>,
 }
 
-/// Who is counted. The kind is part of it, so that a subject called `192.0.2.1` is not that address.
-struct Who<'a> {
-    kind: &'static str,
-    name: Cow<'a, str>,
+/// What the store is asked for.
+enum Prepared<'a> {
+    Exact(Vec<Charge>),
+    Leased(Vec<Wanted<'a>>),
 }
 
-/// What the answer tells, kept for the response step.
-#[derive(Clone)]
-struct Told(Vec<(HeaderName, u64)>);
+/// Where a limit is counted.
+struct Place {
+    /// In this process.
+    seed: Key,
+    /// In the store: the ends of its rules' names.
+    ends: Vec<String>,
+}
 
-const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
-const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
-const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+impl Place {
+    fn new(counts: &Counts, scope: &str, limit: &Checked) -> Place {
+        let end = |method: Method| match method {
+            Method::Fixed => "fixed",
+            Method::Sliding => "sliding",
+            Method::Bucket { .. } => "bucket",
+        };
+        let ends = limit.rules.iter().zip(&limit.periods).map(|(rule, period)| format!(":{}:{period}:{}", limit.label, end(rule.method))).collect();
+        Place { seed: counts.meters.key((scope, &limit.label)), ends }
+    }
+
+    /// Names of a caller's counts in the store. What is in braces is what a cluster places keys by: the counts of one request share
+    /// it. So it is the caller, or, if a request has several, the scope.
+    fn names(&self, scope: &str, who: &Who<'_>, alone: bool) -> Vec<String> {
+        let name = who.name.shown();
+        let first = if alone { format!("limit:{{{scope}|{}|{name}}}", who.kind) } else { format!("limit:{{{scope}}}|{}|{name}", who.kind) };
+        self.ends.iter().map(|end| format!("{first}{end}")).collect()
+    }
+}
 
 impl RateLimiting {
-    fn who<'a>(&'a self, cx: &'a RequestContext, req: &'a request::Parts) -> Who<'a> {
-        let who = |kind, name: &'a str| Some(Who { kind, name: Cow::Borrowed(name) });
-        let identity = cx.identity.as_ref().filter(|i| !i.subject.is_empty());
-        let credential = cx.identity.as_ref().and_then(|i| i.credential.as_deref());
-        let found = match &self.rules.by {
-            By::Ip => None,
-            By::Consumer => cx
-                .consumer
-                .as_ref()
-                .and_then(|c| who("consumer", &c.entity.id))
-                .or_else(|| identity.and_then(|i| who("subject", &i.subject)))
-                .or_else(|| credential.and_then(|c| who("credential", c))),
-            By::Credential => credential.and_then(|c| who("credential", c)).or_else(|| identity.and_then(|i| who("subject", &i.subject))),
-            By::Service => cx.service.as_ref().and_then(|s| who("service", &s.name)),
-            // Hashed: it may be a secret, and as long as a head.
-            By::Header(name) => req.headers.get(name).map(|v| Who { kind: "header", name: Cow::Owned(short_hash(v.as_bytes())) }),
-            By::Path(path) => (req.uri.path() == path).then_some(()).and_then(|()| who("path", path)),
+    fn new(name: &'static str, rules: Rules, env: &BuildEnv<'_>, live: &Live) -> RateLimiting {
+        let scope = rules.namespace.clone().unwrap_or_else(|| env.scope.clone());
+        let limits = rules.limits.iter().map(|limit| Place::new(&live.limits, &scope, limit)).collect();
+        RateLimiting { name, rules, scope, limits, counts: live.limits.clone(), environment: env.environment.clone() }
+    }
+
+    /// Each limit's caller.
+    fn callers<'a, 'r: 'a>(&'r self, cx: &'a RequestContext, req: &'a request::Parts) -> impl Iterator<Item = (&'r Checked, &'r Place, Who<'a>)> {
+        self.rules.limits.iter().zip(&self.limits).map(move |(limit, place)| (limit, place, limit.by.who(cx, req, self.rules.prefixes)))
+    }
+
+    fn here(&self, cx: &RequestContext, req: &request::Parts, cost: u64) -> Outcome {
+        let asked: SmallVec<[Asked<'_>; 2]> =
+            self.callers(cx, req).map(|(limit, place, who)| Asked::new(self.counts.meters.key((place.seed, &who)), &limit.rules, cost)).collect();
+        self.counts.meters.charge(self.counts.clock.at(cx.started), &asked, How::AllOrNone)
+    }
+
+    fn prepare<'a>(&'a self, cx: &RequestContext, req: &request::Parts, cost: u64) -> Prepared<'a> {
+        let alone = self.limits.len() == 1;
+        if self.rules.policy == Policy::Hybrid {
+            let wanted = |(limit, place, who): (&'a Checked, &'a Place, Who<'_>)| Wanted {
+                // Under changed rules what was leased or refused before does not count.
+                key: self.counts.meters.key((place.seed, &place.ends, &limit.rules, &who)),
+                rules: &limit.rules,
+                names: place.names(&self.scope, &who, alone),
+            };
+            return Prepared::Leased(self.callers(cx, req).map(wanted).collect());
+        }
+        let charges = |(limit, place, who): (&'a Checked, &'a Place, Who<'_>)| {
+            let names = place.names(&self.scope, &who, alone);
+            limit.rules.iter().zip(names).map(move |(rule, key)| Charge::new(key, *rule, cost))
         };
-        found.unwrap_or_else(|| Who { kind: "ip", name: Cow::Owned(cx.client.ip.to_string()) })
+        Prepared::Exact(self.callers(cx, req).flat_map(charges).collect())
     }
 
-    fn windows(&self) -> Vec<Window> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        self.rules.limits.iter().map(|(period, limit)| period.window(now.as_secs(), *limit)).collect()
-    }
-
-    fn take_local(&self, who: &Who<'_>, windows: &[Window]) -> (bool, Vec<u64>) {
-        self.local.take((&self.scope, who.kind, who.name.as_ref()), windows)
-    }
-
-    /// All windows of a caller share the part in braces, which is what a cluster places keys by.
-    fn takes(&self, who: &Who<'_>, windows: &[Window]) -> Vec<Take> {
-        let name = if who.name.len() > 64 { Cow::Owned(short_hash(who.name.as_bytes())) } else { Cow::Borrowed(who.name.as_ref()) };
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        windows
-            .iter()
-            .map(|w| Take {
-                key: format!("limit:{{{}|{}|{name}}}:{}:{}", self.scope, who.kind, w.period.name(), w.start),
-                cost: 1,
-                limit: w.limit,
-                // A little longer than the window, for instances whose clocks differ.
-                ttl: Duration::from_secs(w.end.saturating_sub(now) + 2),
-            })
-            .collect()
-    }
-
-    /// Writes down what the answer will tell, and answers if the limit is passed.
-    fn decide(&self, cx: &mut RequestContext, req: &request::Parts, windows: &[Window], allowed: bool, values: &[u64]) -> Flow {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let mut told = Vec::with_capacity(2 * windows.len() + 3);
-        // The tightest window; of two, the longer, since it is the one that stays.
-        let mut tightest: Option<(u64, &Window)> = None;
-        for (window, value) in windows.iter().zip(values) {
-            let remaining = window.limit.saturating_sub(*value);
-            let (limit_name, remaining_name) = window.period.headers();
-            told.push((limit_name, window.limit));
-            told.push((remaining_name, remaining));
-            if tightest.is_none_or(|(least, _)| remaining <= least) {
-                tightest = Some((remaining, window));
+    async fn in_store(&self, prepared: Prepared<'_>, cost: u64) -> StoreResult<Outcome> {
+        let store = &*self.environment.store.counters;
+        match prepared {
+            Prepared::Leased(wanted) => self.counts.leases.take(store, || self.counts.clock.now(), &wanted, cost, self.rules.lease).await,
+            Prepared::Exact(charges) => {
+                let charged = store.charge(&charges, How::AllOrNone).await?;
+                Ok(Outcome { allowed: charged.allowed, readings: charged.readings.into() })
             }
         }
-        let reset = tightest.map_or(1, |(_, w)| w.end.saturating_sub(now).max(1));
-        if let Some((remaining, window)) = tightest {
-            told.extend([(LIMIT, window.limit), (REMAINING, remaining), (RESET, reset)]);
+    }
+
+    /// Writes down what the answer will tell, and answers if a limit is passed.
+    fn decide(&self, cx: &mut RequestContext, req: &request::Parts, outcome: &Outcome) -> Flow {
+        self.environment.metrics.plugin(self.name, if outcome.allowed { "allowed" } else { "limited" });
+        if self.rules.told.is_some() {
+            cx.state.insert(Told::new(&outcome.readings));
         }
-        if !self.rules.hide {
-            cx.state.insert(Told(told));
-        }
-        self.environment.metrics.plugin("rate-limiting", if allowed { "allowed" } else { "limited" });
-        if allowed {
+        if outcome.allowed {
             return Flow::Continue;
         }
-        let mut reply = Reply::error("rate-limiting", cx, req.headers.get(header::ACCEPT), self.rules.status, &self.rules.message);
-        if !self.rules.hide {
-            reply.headers.insert(header::RETRY_AFTER, HeaderValue::from(reset));
+        let mut reply = Reply::error(self.name, cx, req.headers.get(header::ACCEPT), self.rules.status, &self.rules.message);
+        if self.rules.told.is_some() {
+            let wait = outcome.readings.iter().map(|r| r.wait).filter(|wait| *wait < u64::MAX).max().unwrap_or(0);
+            reply.headers.insert(header::RETRY_AFTER, number(seconds(wait).max(1)));
         }
         Flow::Reply(reply)
     }
-}
 
-pub(crate) fn short_hash(bytes: &[u8]) -> String {
-    let digest = Sha256::digest(bytes);
-    digest[..16].iter().map(|b| format!("{b:02x}")).collect()
+    fn away(&self, cx: &mut RequestContext, req: &request::Parts, cost: u64, error: &StoreError) -> Flow {
+        tracing::warn!(plugin = self.name, scope = self.scope, %error, "the store did not count");
+        if !self.rules.fault_tolerant {
+            self.environment.metrics.plugin(self.name, "error");
+            let accept = req.headers.get(header::ACCEPT);
+            return Flow::Reply(Reply::error(self.name, cx, accept, StatusCode::INTERNAL_SERVER_ERROR, "An unexpected error occurred"));
+        }
+        self.environment.metrics.plugin(self.name, "fallback");
+        let outcome = self.here(cx, req, cost);
+        self.decide(cx, req, &outcome)
+    }
 }
 
 #[async_trait]
 impl Plugin for RateLimiting {
     fn phases(&self) -> Phases {
-        Phases::RESPONSE | if self.rules.shared { Phases::REQUEST_WAIT } else { Phases::REQUEST }
+        let request = if self.rules.policy == Policy::Local { Phases::REQUEST } else { Phases::REQUEST_WAIT };
+        if self.rules.told.is_some() { request | Phases::RESPONSE } else { request }
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
-        let windows = self.windows();
-        let (allowed, values) = self.take_local(&self.who(cx, req), &windows);
-        self.decide(cx, req, &windows, allowed, &values)
-    }
-
-    async fn request_wait(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
-        let windows = self.windows();
-        let takes = self.takes(&self.who(cx, req), &windows);
-        match self.environment.store.counters.take(&takes).await {
-            Ok(taken) => self.decide(cx, req, &windows, taken.allowed, &taken.values),
-            Err(error) => {
-                tracing::warn!(plugin = "rate-limiting", scope = self.scope, %error, "the store did not count");
-                if !self.rules.fault_tolerant {
-                    self.environment.metrics.plugin("rate-limiting", "error");
-                    let accept = req.headers.get(header::ACCEPT);
-                    return Flow::Reply(Reply::error("rate-limiting", cx, accept, StatusCode::INTERNAL_SERVER_ERROR, "An unexpected error occurred"));
-                }
-                self.environment.metrics.plugin("rate-limiting", "fallback");
-                let (allowed, values) = self.take_local(&self.who(cx, req), &windows);
-                self.decide(cx, req, &windows, allowed, &values)
+        match self.rules.cost(cx, req) {
+            0 => Flow::Continue,
+            cost => {
+                let outcome = self.here(cx, req, cost);
+                self.decide(cx, req, &outcome)
             }
         }
     }
 
+    async fn request_wait(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
+        let cost = self.rules.cost(cx, req);
+        if cost == 0 {
+            return Flow::Continue;
+        }
+        let prepared = self.prepare(cx, req, cost);
+        match self.in_store(prepared, cost).await {
+            Ok(outcome) => self.decide(cx, req, &outcome),
+            Err(error) => self.away(cx, req, cost, &error),
+        }
+    }
+
     fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
-        if let Some(Told(fields)) = cx.state.get::<Told>() {
-            for (name, value) in fields {
-                res.headers.insert(name.clone(), HeaderValue::from(*value));
-            }
+        if let (Some(fields), Some(told)) = (&self.rules.told, cx.state.get::<Told>()) {
+            fields.write(told, &mut res.headers);
         }
     }
 }

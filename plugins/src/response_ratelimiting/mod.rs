@@ -2,7 +2,7 @@
 
 use crate::{
     Configured, Live, header_name,
-    rate_limiting::{LocalCounters, Period, Policy, Redis, Window, short_hash},
+    rate_limiting::{Allowed, By, Counts, Prefixes, Redis, Who, not_used, number, periods},
     wrong,
 };
 use async_trait::async_trait;
@@ -10,13 +10,12 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request, response};
 use schemars::JsonSchema;
 use serde::Deserialize;
-use std::{
-    collections::BTreeMap,
-    sync::Arc,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use smallvec::SmallVec;
+use std::{collections::BTreeMap, sync::Arc};
 use weir_config::{Diagnostic, Node, Secret};
 use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext, plugin::Ending};
+use weir_store::limits::{Asked, How, Key, Method, Rule};
+use weir_store::{Charge, StoreResult};
 
 const BY: &str = "response-ratelimiting";
 
@@ -99,6 +98,19 @@ pub enum LimitBy {
     Ip,
 }
 
+/// Where costs are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Policy {
+    /// In this process: the fastest; each of several instances counts for itself.
+    #[default]
+    Local,
+    /// In the store, over all instances.
+    Redis,
+    /// The same as `redis`.
+    Cluster,
+}
+
 impl Default for Config {
     fn default() -> Self {
         Config {
@@ -147,7 +159,11 @@ impl Configured for Config {
             Some(header) if errors.is_empty() => Ok(Rules {
                 limits,
                 header,
-                by: self.limit_by,
+                by: match self.limit_by {
+                    LimitBy::Consumer => By::Consumer,
+                    LimitBy::Credential => By::Credential,
+                    LimitBy::Ip => By::Ip,
+                },
                 shared: self.policy != Policy::Local,
                 fault_tolerant: self.fault_tolerant,
                 block: self.block_on_first_violation,
@@ -157,60 +173,42 @@ impl Configured for Config {
         }
     }
 
+    fn warnings(at: &Node) -> Vec<Diagnostic> {
+        not_used(at)
+    }
+
     fn build(ready: Rules, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin> {
-        let scopes = ready.limits.iter().map(|limit| format!("{}|{}", env.scope, limit.name)).collect();
-        Arc::new(ResponseRateLimiting { rules: ready, scopes, local: live.limits.clone(), environment: env.environment.clone() })
+        let seeds = ready.limits.iter().map(|limit| live.limits.meters.key((BY, &env.scope, &limit.name))).collect();
+        Arc::new(ResponseRateLimiting { rules: ready, seeds, scope: env.scope.clone(), counts: live.limits.clone(), environment: env.environment.clone() })
     }
 }
 
 /// A limit with its periods and the names of its headers.
 struct Named {
     name: String,
-    periods: Vec<(Period, u64)>,
+    periods: Vec<Allowed>,
+    rules: Vec<Rule>,
     upstream: HeaderName,
     told: Vec<(HeaderName, HeaderName)>,
 }
 
 fn named(at: &Node, name: String, limit: &Limit) -> Result<Named, Vec<Diagnostic>> {
-    let mut errors = Vec::new();
-    let all = [limit.second, limit.minute, limit.hour, limit.day, limit.month, limit.year];
-    let periods: Vec<(Period, u64)> = Period::ALL.into_iter().zip(all).filter_map(|(p, limit)| Some((p, limit?))).collect();
-    if periods.is_empty() {
-        errors.push(wrong(at, "", "at least one period is wanted: `second`, `minute`, `hour`, `day`, `month` or `year`"));
-    }
-    for pair in periods.windows(2) {
-        if let [(short, few), (long, many)] = pair
-            && many < few
-        {
-            let message = format!("the limit for {}({many}) cannot be lower than the limit for {}({few})", long.name(), short.name());
-            errors.push(wrong(at, long.name(), message));
-        }
-    }
-    let mut field = |text: String| match HeaderName::from_bytes(text.as_bytes()) {
-        Ok(name) => Some(name),
-        Err(_) => {
-            if errors.is_empty() {
-                errors.push(wrong(at, "", format!("`{}` can not be part of a header name", name.escape_debug())));
-            }
-            None
-        }
-    };
-    let upstream = field(format!("x-ratelimit-remaining-{name}"));
-    let told: Option<Vec<_>> = periods
+    let periods = periods(at, [limit.second, limit.minute, limit.hour, limit.day, limit.month, limit.year], "period")?;
+    let field = |text: String| HeaderName::from_bytes(text.as_bytes()).map_err(|_| vec![wrong(at, "", format!("`{}` can not be part of a header name", name.escape_debug()))]);
+    let upstream = field(format!("x-ratelimit-remaining-{name}"))?;
+    let told = periods
         .iter()
-        .map(|(p, _)| Some((field(format!("x-ratelimit-limit-{name}-{}", p.name()))?, field(format!("x-ratelimit-remaining-{name}-{}", p.name()))?)))
-        .collect();
-    match (upstream, told) {
-        (Some(upstream), Some(told)) if errors.is_empty() => Ok(Named { name, periods, upstream, told }),
-        _ => Err(errors),
-    }
+        .map(|p| Ok((field(format!("x-ratelimit-limit-{name}-{}", p.period))?, field(format!("x-ratelimit-remaining-{name}-{}", p.period))?)))
+        .collect::<Result<_, Vec<Diagnostic>>>()?;
+    let rules = periods.iter().map(|p| Rule { limit: p.limit, span: p.span, method: Method::Fixed }).collect();
+    Ok(Named { name, periods, rules, upstream, told })
 }
 
 /// The configuration, checked.
 pub struct Rules {
     limits: Vec<Named>,
     header: HeaderName,
-    by: LimitBy,
+    by: By,
     shared: bool,
     fault_tolerant: bool,
     block: bool,
@@ -220,18 +218,24 @@ pub struct Rules {
 struct ResponseRateLimiting {
     rules: Rules,
     /// By limit.
-    scopes: Vec<String>,
-    local: Arc<LocalCounters>,
+    seeds: Vec<Key>,
+    scope: String,
+    counts: Arc<Counts>,
     environment: Arc<Environment>,
 }
 
-/// Whose limits a request is charged to, and what is left of them: by limit, by period.
+/// Who pays, as it is counted here, by limit, or in the store; and what was left before: by limit, by period.
 #[derive(Clone)]
 struct Usage {
-    kind: &'static str,
-    name: String,
-    windows: Arc<Vec<Vec<Window>>>,
+    payer: Payer,
     remaining: Arc<Vec<Vec<u64>>>,
+}
+
+#[derive(Clone)]
+enum Payer {
+    Here(SmallVec<[Key; 4]>),
+    /// What its counts' names begin with.
+    Stored(Arc<str>),
 }
 
 /// What the answer costs, by limit.
@@ -242,37 +246,42 @@ struct Costs(Arc<Vec<u64>>);
 #[derive(Clone)]
 struct Stopped;
 
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
-}
-
 impl ResponseRateLimiting {
-    fn who(&self, cx: &RequestContext) -> (&'static str, String) {
-        let credential = || cx.identity.as_ref().and_then(|i| i.credential.clone()).map(|c| ("credential", c));
-        let subject = || cx.identity.as_ref().filter(|i| !i.subject.is_empty()).map(|i| ("subject", i.subject.clone()));
-        let found = match self.rules.by {
-            LimitBy::Ip => None,
-            LimitBy::Credential => credential().or_else(subject),
-            LimitBy::Consumer => cx.consumer.as_ref().map(|c| ("consumer", c.entity.id.clone())).or_else(subject).or_else(credential),
-        };
-        found.unwrap_or_else(|| ("ip", cx.client.ip.to_string()))
+    fn who<'a>(&'a self, cx: &'a RequestContext, req: &'a request::Parts) -> Who<'a> {
+        self.rules.by.who(cx, req, Prefixes::DEFAULT)
     }
 
-    fn windows(&self) -> Vec<Vec<Window>> {
-        let now = now();
-        self.rules.limits.iter().map(|l| l.periods.iter().map(|(period, limit)| period.window(now, *limit)).collect()).collect()
+    /// Charges what each limit costs (with costs of nothing: only asks), whatever the limits. What is left then.
+    fn charge_here(&self, cx: &RequestContext, keys: &[Key], cost: impl Fn(usize) -> u64) -> Vec<Vec<u64>> {
+        let limits = self.rules.limits.iter().zip(keys).enumerate();
+        let asked: SmallVec<[Asked<'_>; 4]> = limits.map(|(i, (limit, key))| Asked::new(*key, &limit.rules, cost(i))).collect();
+        let outcome = self.counts.meters.charge(self.counts.clock.at(cx.started), &asked, How::Anyway);
+        self.by_limit(outcome.readings.iter().map(|r| r.left))
     }
 
-    /// A caller's name may be as long as a token.
-    fn key(&self, limit: usize, kind: &str, name: &str, window: &Window) -> String {
-        let hashed = (name.len() > 64).then(|| short_hash(name.as_bytes()));
-        format!("response-limit:{{{}|{kind}|{}}}:{}:{}", self.scopes[limit], hashed.as_deref().unwrap_or(name), window.period.name(), window.start)
+    /// The same in the store, in one step.
+    async fn charge_stored(&self, payer: &str, cost: impl Fn(usize) -> u64) -> StoreResult<Vec<Vec<u64>>> {
+        let charges: Vec<Charge> = self
+            .rules
+            .limits
+            .iter()
+            .enumerate()
+            .flat_map(|(i, limit)| {
+                let cost = cost(i);
+                let rules = limit.rules.iter().zip(&limit.periods);
+                rules.map(move |(rule, p)| Charge::new(format!("{payer}:{}:{}", limit.name, p.period), *rule, cost))
+            })
+            .collect();
+        let charged = self.environment.store.counters.charge(&charges, How::Anyway).await?;
+        Ok(self.by_limit(charged.readings.iter().map(|r| r.left)))
+    }
+
+    fn by_limit(&self, mut left: impl Iterator<Item = u64>) -> Vec<Vec<u64>> {
+        self.rules.limits.iter().map(|limit| left.by_ref().take(limit.rules.len()).collect()).collect()
     }
 
     /// Writes down what is left, or answers if that is nothing.
-    fn begin(&self, cx: &mut RequestContext, req: &request::Parts, (kind, name): (&'static str, String), windows: Vec<Vec<Window>>, used: &[Vec<u64>]) -> Flow {
-        let left = |(windows, used): (&Vec<Window>, &Vec<u64>)| windows.iter().zip(used).map(|(w, used)| w.limit.saturating_sub(*used)).collect();
-        let remaining: Vec<Vec<u64>> = windows.iter().zip(used).map(left).collect();
+    fn begin(&self, cx: &mut RequestContext, req: &request::Parts, payer: Payer, remaining: Vec<Vec<u64>>) -> Flow {
         if self.rules.block
             && let Some((limit, _)) = self.rules.limits.iter().zip(&remaining).find(|(_, left)| left.contains(&0))
         {
@@ -280,7 +289,7 @@ impl ResponseRateLimiting {
             let message = format!("API rate limit exceeded for '{}'", limit.name);
             return Flow::Reply(Reply::error(BY, cx, req.headers.get(header::ACCEPT), StatusCode::TOO_MANY_REQUESTS, &message));
         }
-        cx.state.insert(Usage { kind, name, windows: Arc::new(windows), remaining: Arc::new(remaining) });
+        cx.state.insert(Usage { payer, remaining: Arc::new(remaining) });
         Flow::Continue
     }
 
@@ -306,39 +315,33 @@ impl Plugin for ResponseRateLimiting {
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
-        let (who, windows) = (self.who(cx), self.windows());
-        let used: Vec<Vec<u64>> = self.scopes.iter().zip(&windows).map(|(scope, w)| self.local.peek((scope, who.0, &who.1), w)).collect();
-        self.begin(cx, req, who, windows, &used)
+        let who = self.who(cx, req);
+        let keys: SmallVec<[Key; 4]> = self.seeds.iter().map(|seed| self.counts.meters.key((seed, &who))).collect();
+        let remaining = self.charge_here(cx, &keys, |_| 0);
+        self.begin(cx, req, Payer::Here(keys), remaining)
     }
 
     async fn request_wait(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
-        let (who, windows) = (self.who(cx), self.windows());
-        let mut used = Vec::with_capacity(windows.len());
-        for (limit, windows) in windows.iter().enumerate() {
-            let mut counts = Vec::with_capacity(windows.len());
-            for window in windows {
-                match self.environment.store.counters.peek(&self.key(limit, who.0, &who.1, window)).await {
-                    Ok(count) => counts.push(count),
-                    Err(error) => {
-                        tracing::warn!(plugin = BY, %error, "the store does not tell the counts");
-                        self.environment.metrics.plugin(BY, "error");
-                        if self.rules.fault_tolerant {
-                            return Flow::Continue;
-                        }
-                        let accept = req.headers.get(header::ACCEPT);
-                        return Flow::Reply(Reply::error(BY, cx, accept, StatusCode::INTERNAL_SERVER_ERROR, "An unexpected error occurred"));
-                    }
+        let who = self.who(cx, req);
+        let payer: Arc<str> = format!("response-limit:{{{}|{}|{}}}", self.scope, who.kind, who.name.shown()).into();
+        match self.charge_stored(&payer, |_| 0).await {
+            Ok(remaining) => self.begin(cx, req, Payer::Stored(payer), remaining),
+            Err(error) => {
+                tracing::warn!(plugin = BY, %error, "the store does not tell the counts");
+                self.environment.metrics.plugin(BY, "error");
+                if self.rules.fault_tolerant {
+                    return Flow::Continue;
                 }
+                let accept = req.headers.get(header::ACCEPT);
+                Flow::Reply(Reply::error(BY, cx, accept, StatusCode::INTERNAL_SERVER_ERROR, "An unexpected error occurred"))
             }
-            used.push(counts);
         }
-        self.begin(cx, req, who, windows, &used)
     }
 
     fn to_upstream(&self, cx: &mut RequestContext, req: &mut request::Parts) {
         let Some(usage) = cx.state.get::<Usage>() else { return };
         for (limit, left) in self.rules.limits.iter().zip(usage.remaining.iter()) {
-            req.headers.insert(limit.upstream.clone(), HeaderValue::from(left.iter().min().copied().unwrap_or(0)));
+            req.headers.insert(limit.upstream.clone(), number(left.iter().min().copied().unwrap_or(0)));
         }
     }
 
@@ -352,12 +355,12 @@ impl Plugin for ResponseRateLimiting {
         let Some(usage) = cx.state.get::<Usage>().cloned() else { return };
         let costs = cx.state.get::<Costs>().map_or_else(|| Arc::new(vec![0; self.rules.limits.len()]), |c| c.0.clone());
         let mut stop = false;
-        for ((limit, left), (windows, cost)) in self.rules.limits.iter().zip(usage.remaining.iter()).zip(usage.windows.iter().zip(costs.iter())) {
+        for ((limit, left), cost) in self.rules.limits.iter().zip(usage.remaining.iter()).zip(costs.iter()) {
             stop |= *cost > 0 && left.contains(&0);
             if !self.rules.hide {
-                for (((told_limit, told_left), left), window) in limit.told.iter().zip(left).zip(windows) {
-                    res.headers.insert(told_limit.clone(), HeaderValue::from(window.limit));
-                    res.headers.insert(told_left.clone(), HeaderValue::from(left.saturating_sub(*cost)));
+                for (((told_limit, told_left), left), rule) in limit.told.iter().zip(left).zip(&limit.rules) {
+                    res.headers.insert(told_limit.clone(), number(rule.limit));
+                    res.headers.insert(told_left.clone(), number(left.saturating_sub(*cost)));
                 }
             }
         }
@@ -370,10 +373,10 @@ impl Plugin for ResponseRateLimiting {
                 res.headers.remove(name);
             }
             res.headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        } else if !self.rules.shared {
-            for (scope, (windows, cost)) in self.scopes.iter().zip(usage.windows.iter().zip(costs.iter())).filter(|(_, (_, cost))| **cost > 0) {
-                self.local.add((scope, usage.kind, &usage.name), windows, *cost);
-            }
+        } else if let Payer::Here(keys) = &usage.payer
+            && costs.iter().any(|cost| *cost > 0)
+        {
+            self.charge_here(cx, keys, |limit| costs[limit]);
         }
     }
 
@@ -385,18 +388,14 @@ impl Plugin for ResponseRateLimiting {
 
     /// Before the client sees the last byte: its next request finds this one counted.
     async fn end(&self, cx: &mut RequestContext, _: Ending) {
-        let (Some(usage), Some(costs)) = (cx.state.get::<Usage>().cloned(), cx.state.get::<Costs>().map(|c| c.0.clone())) else { return };
-        for (limit, (windows, cost)) in usage.windows.iter().zip(costs.iter()).enumerate().filter(|(_, (_, cost))| **cost > 0) {
-            for window in windows {
-                // A little longer than the window, for instances whose clocks differ.
-                let ttl = Duration::from_secs(window.end.saturating_sub(now()) + 2);
-                let key = self.key(limit, usage.kind, &usage.name, window);
-                if let Err(error) = self.environment.store.counters.add(&key, *cost, ttl).await {
-                    tracing::warn!(plugin = BY, %error, "the store did not count an answer");
-                    self.environment.metrics.plugin(BY, "error");
-                    return;
-                }
-            }
+        let (Some(usage), Some(costs)) = (cx.state.get::<Usage>(), cx.state.get::<Costs>().map(|c| c.0.clone())) else { return };
+        let Payer::Stored(payer) = usage.payer.clone() else { return };
+        if costs.iter().all(|cost| *cost == 0) {
+            return;
+        }
+        if let Err(error) = self.charge_stored(&payer, |limit| costs[limit]).await {
+            tracing::warn!(plugin = BY, %error, "the store did not count an answer");
+            self.environment.metrics.plugin(BY, "error");
         }
     }
 }

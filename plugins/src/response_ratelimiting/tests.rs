@@ -1,7 +1,8 @@
 use crate::testing::{Rig, Seen, environment, errors, get};
 use async_trait::async_trait;
 use std::{sync::Arc, time::Duration};
-use weir_store::{Counters, Store, StoreError, StoreResult, Take, Taken};
+use weir_store::limits::How;
+use weir_store::{Charge, Charged, Counters, Store, StoreError, StoreResult};
 
 const LIMITS: &str = "limits: {sms: {day: 5, year: 7}, video: {year: 2}}";
 
@@ -104,7 +105,7 @@ struct Away;
 
 #[async_trait]
 impl Counters for Away {
-    async fn take(&self, _: &[Take]) -> StoreResult<Taken> {
+    async fn charge(&self, _: &[Charge], _: How) -> StoreResult<Charged> {
         Err(StoreError::Away("down".into()))
     }
     async fn add(&self, _: &str, _: u64, _: Duration) -> StoreResult<u64> {

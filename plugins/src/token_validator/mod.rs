@@ -8,28 +8,32 @@
 
 mod introspect;
 mod keys;
+mod logout;
 mod memory;
 mod settings;
 mod sources;
 
 pub use settings::Config;
+pub(crate) use logout::message_for;
 pub(crate) use memory::Memories;
 
-use crate::{Configured, Live};
+use crate::{Configured, Live, doubtful};
 use async_trait::async_trait;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, request};
 use introspect::Answer;
+use keys::IssuerKeys;
 use memory::{Known, Memory, Recalled};
+use prometheus::IntCounter;
 use serde_json::{Map, Value};
 use settings::{Mode, Rules};
 use std::{
     borrow::Cow,
-    sync::Arc,
-    time::{SystemTime, UNIX_EPOCH},
+    sync::{Arc, atomic::AtomicU64},
 };
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Environment, Flow, Identity, Phases, Plugin, Reply, RequestContext};
+use weir_gateway::{BuildEnv, Environment, Flow, Identity, Phases, Plugin, Reply, RequestContext, plugin::Ending};
 
+const BY: &str = "token-validator";
 /// Longer tokens are refused unread.
 const LONGEST: usize = 8 * 1024;
 /// How long a token without `exp` is remembered.
@@ -44,10 +48,12 @@ enum Refusal {
     Missing,
     /// Its token is not good, for this reason.
     Invalid(Cow<'static, str>),
+    /// Its token was good until it was logged out.
+    LoggedOut,
     /// Its token is good for other things.
     Insufficient,
-    /// Nobody can say whether it is good.
-    Away,
+    /// Nobody can say whether it is good, for this reason.
+    Away(&'static str),
 }
 
 fn invalid(why: impl Into<Cow<'static, str>>) -> Refusal {
@@ -55,7 +61,7 @@ fn invalid(why: impl Into<Cow<'static, str>>) -> Refusal {
 }
 
 impl Configured for Config {
-    const NAME: &'static str = "token-validator";
+    const NAME: &'static str = BY;
     const PRIORITY: i32 = 1450;
     const EXAMPLE: &'static str = "secret: a-secret-of-at-least-thirty-two-bytes
 issuer: https://auth.example.com
@@ -67,6 +73,8 @@ sources:
 identity_headers:
   X-User-Id: sub
   X-User-Roles: roles
+logout:
+  paths: [/api/auth/logout]
 ";
     type Ready = Rules;
 
@@ -74,182 +82,179 @@ identity_headers:
         settings::ready(self, at)
     }
 
-    fn build(ready: Rules, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin> {
-        if ready.keys.default.iter().chain(ready.keys.by_kid.values()).any(|key| key.weak) {
-            tracing::warn!(plugin = Config::NAME, scope = env.scope, "a secret is shorter than 32 bytes and may be guessed");
+    /// The access log masks values by their names.
+    fn warnings(at: &Node) -> Vec<Diagnostic> {
+        let masked = |name: &str| ["token", "key", "secret", "password", "code", "jwt"].iter().any(|part| name.to_ascii_lowercase().contains(part));
+        let sources = at.get("sources").map(Node::items).unwrap_or_default();
+        let shown = sources.iter().filter(|source| source.get("query").and_then(Node::text).is_some_and(|name| !masked(&name)));
+        let message = "tokens under this name appear in access logs: only names with `token`, `key`, `secret`, `password`, `code` or `jwt` are masked";
+        shown.map(|source| doubtful(source, "query", message)).collect()
+    }
+
+    fn build(mut ready: Rules, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin> {
+        let issuers = ready.keys.issuers.iter().filter_map(|issuer| if let IssuerKeys::Fixed(keys) = &issuer.keys { Some(keys) } else { None });
+        if issuers.chain([&ready.keys.own]).any(keys::Fixed::has_weak) {
+            tracing::warn!(plugin = BY, scope = env.scope, "a secret is shorter than 32 bytes and may be guessed");
         }
+        ready.keys.connect(&live.key_sets, &env.environment.client);
         let memory = live.tokens.of(&ready);
-        Arc::new(TokenValidator { rules: ready, memory, environment: env.environment.clone() })
+        memory.channel.listen(&env.environment.store.bus);
+        let passed = env.environment.metrics.plugin_counter(BY, "passed");
+        Arc::new(TokenValidator { rules: ready, memory, environment: env.environment.clone(), passed })
     }
 }
 
-/// Whose request this is, kept for the step towards the upstream.
+/// The message that will end the request's token when the service has logged it out.
 #[derive(Clone)]
-struct Caller(Arc<Known>);
+struct Leaving(String);
 
 struct TokenValidator {
     rules: Rules,
     memory: Arc<Memory>,
     environment: Arc<Environment>,
-}
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+    passed: IntCounter,
 }
 
 impl TokenValidator {
-    /// What is known of the token without asking anyone.
-    fn recall(&self, key: &memory::Key) -> Option<Result<Arc<Known>, Refusal>> {
-        match self.memory.recall(key, now()) {
-            Recalled::Good(known) => Some(Ok(known)),
-            Recalled::Bad(why) => Some(Err(Refusal::Invalid(why))),
-            Recalled::Due(_) | Recalled::Unknown => None,
-        }
-    }
-
-    /// Checks signature and claims here, and remembers what came of it.
-    fn check_local(&self, token: &str, key: &memory::Key) -> Result<Arc<Known>, Refusal> {
-        let found = self.rules.keys.verify(token).and_then(|claims| self.admit(token, claims));
-        self.remember(key, found)
-    }
-
-    fn remember(&self, key: &memory::Key, found: Result<Known, Refusal>) -> Result<Arc<Known>, Refusal> {
-        match found {
-            Ok(known) => {
-                let known = Arc::new(known);
-                self.memory.keep(*key, known.clone());
-                Ok(known)
-            }
-            Err(refusal) => {
-                if let Refusal::Invalid(why) = &refusal {
-                    self.memory.refuse(*key, why.clone(), now());
+    /// Finds out about a token that is not known, or not any more, and remembers what came of it. Concurrent requests with one token do this once.
+    async fn check(&self, token: &str, key: &memory::Key) -> Result<Arc<Known>, Refusal> {
+        let work = async {
+            let refusal = match self.judge(token).await {
+                Ok(known) => {
+                    let known = Arc::new(known);
+                    self.memory.keep(*key, known.clone());
+                    return Ok(known);
                 }
-                Err(refusal)
-            }
-        }
-    }
-
-    /// Asks the auth service, after the local check if there is one. Concurrent requests with one token ask once.
-    async fn check_remote(&self, token: &str, key: &memory::Key) -> Result<Arc<Known>, Refusal> {
-        let Some(service) = &self.rules.service else { return Err(Refusal::Away) };
-        let verified = match self.rules.mode {
-            Mode::Introspect => Claims::new(),
-            _ => match self.rules.keys.verify(token) {
-                Ok(claims) => claims,
-                Err(refusal) => return self.remember(key, Err(refusal)),
-            },
-        };
-        let ask = async {
-            let answer = service.ask(&self.environment.client, token).await;
-            let found = match answer {
-                Answer::Good(said) => self.admit(token, if self.rules.mode == Mode::Introspect { said } else { verified }),
-                Answer::Bad => Err(invalid("the token is not valid any more")),
-                Answer::Away => Err(Refusal::Away),
+                Err(refusal) => refusal,
             };
-            match (self.remember(key, found), self.memory.recall(key, now())) {
-                // Away, but it was good a little while ago.
-                (Err(Refusal::Away), Recalled::Due(known)) if known.grace_until > now() => {
-                    self.environment.metrics.plugin("token-validator", "grace");
-                    Ok(known)
+            match (&refusal, self.memory.recall(key)) {
+                // It was good a little while ago.
+                (Refusal::Away(_), Recalled::Due(known)) if known.grace_until > self.memory.now() => {
+                    self.environment.metrics.plugin(BY, "grace");
+                    return Ok(known);
                 }
-                (found, _) => found,
+                (Refusal::Invalid(_) | Refusal::LoggedOut, _) => self.memory.refuse(*key, refusal.clone()),
+                _ => {}
             }
+            Err(refusal)
         };
-        self.memory.once(key, ask).await
+        self.memory.once(key, work).await
     }
 
-    /// Makes of claims what a request needs. A token that was logged out is not admitted again.
-    fn admit(&self, token: &str, claims: Claims) -> Result<Known, Refusal> {
-        let now = now();
+    /// Signature and claims, the auth service's word, and whether it was logged out.
+    async fn judge(&self, token: &str) -> Result<Known, Refusal> {
+        let news = self.memory.channel.news();
+        let verified = match self.rules.mode {
+            Mode::Introspect => None,
+            Mode::Local | Mode::Both => Some(self.rules.keys.verify(token, self.memory.now()).await?),
+        };
+        let claims = match (&self.rules.service, verified) {
+            (Some(service), verified) if self.rules.mode != Mode::Local => match (service.ask(&self.environment.client, token).await, verified) {
+                (Answer::Good(_), Some(verified)) => verified,
+                (Answer::Good(said), None) => {
+                    self.rules.keys.check_claims(&said, None, self.memory.now())?;
+                    said
+                }
+                (Answer::Bad, _) => return Err(invalid("the token is not valid any more")),
+                (Answer::Away, _) => return Err(Refusal::Away("The auth service does not answer")),
+            },
+            (_, Some(verified)) => verified,
+            (_, None) => return Err(Refusal::Away("There is nobody to ask about the token")),
+        };
+        let known = self.known(token, claims, news);
+        let channel = &self.memory.channel;
+        let marked = match channel.is_revoked(&known.ids) {
+            true => true,
+            false => channel.is_marked(&self.environment.store, &known.ids).await.unwrap_or_else(|error| {
+                tracing::debug!(plugin = BY, %error, "whether a token was logged out is not known");
+                self.environment.metrics.plugin(BY, "logout-unknown");
+                false
+            }),
+        };
+        if marked { Err(Refusal::LoggedOut) } else { Ok(known) }
+    }
+
+    /// Makes of claims what a request needs.
+    fn known(&self, token: &str, claims: Claims, news: u64) -> Known {
         let exp = claims.get("exp").and_then(seconds);
         let ttl = self.rules.ttl.unwrap_or(if exp.is_none() { WITHOUT_EXP } else { u64::MAX });
-        let until = now.saturating_add(ttl).min(exp.unwrap_or(u64::MAX));
+        let until = self.memory.now().saturating_add(ttl).min(exp.unwrap_or(u64::MAX));
         let subject = ["sub", "user_id", "username"].iter().find_map(|c| claims.get(*c).and_then(text)).unwrap_or_default();
         let credential = claims.get("jti").and_then(text);
-        let headers = self
+        let fields = self
             .rules
             .identity_headers
             .iter()
-            .filter_map(|(name, path)| Some((name.clone(), HeaderValue::from_str(&text(at_path(&claims, path)?)?).ok()?)))
+            .filter_map(|(name, path)| Some((name.clone(), HeaderValue::from_bytes(text(at_path(&claims, path)?)?.as_bytes()).ok()?)))
             .collect();
-        let ids = [memory::id_of_token(token), credential.as_deref().map_or(0, memory::id_of_jti)];
-        if self.memory.is_revoked(&ids, now) {
-            return Err(invalid("the token was logged out"));
-        }
-        Ok(Known {
+        Known {
             permitted: self.rules.permits(&claims),
-            identity: Identity { subject, credential, claims: Some(Arc::new(claims)) },
-            headers,
-            ids,
+            ids: logout::ids_of(token, credential.as_deref()),
+            identity: Arc::new(Identity { subject, credential, claims: Some(Arc::new(claims)) }),
+            fields,
+            news: AtomicU64::new(news),
             until,
             grace_until: until.saturating_add(self.rules.grace).min(exp.unwrap_or(u64::MAX)),
-        })
+        }
     }
 
-    fn pass(&self, cx: &mut RequestContext, found: Result<Arc<Known>, Refusal>) -> Flow {
-        let refusal = match found {
-            Ok(known) if known.permitted => {
-                self.environment.metrics.plugin("token-validator", "passed");
-                cx.identity = Some(known.identity.clone());
-                cx.state.insert(Caller(known));
-                return Flow::Continue;
-            }
-            Ok(_) => Refusal::Insufficient,
-            Err(Refusal::Missing) if self.rules.anonymous => {
-                self.environment.metrics.plugin("token-validator", "anonymous");
-                return Flow::Continue;
-            }
-            Err(refusal) => refusal,
-        };
-        Flow::Reply(self.reply(&refusal))
+    fn pass(&self, cx: &mut RequestContext, known: &Known) -> Flow {
+        if !known.permitted {
+            return self.refuse(cx, &Refusal::Insufficient);
+        }
+        self.passed.inc();
+        cx.identity = Some(known.identity.clone());
+        cx.caller_fields = Some(known.fields.clone());
+        Flow::Continue
     }
 
     /// RFC 6750 section 3.
-    fn reply(&self, refusal: &Refusal) -> Reply {
-        const BY: &str = "token-validator";
+    fn refuse(&self, cx: &mut RequestContext, refusal: &Refusal) -> Flow {
+        if *refusal == Refusal::Missing && self.rules.anonymous {
+            self.environment.metrics.plugin(BY, "anonymous");
+            return Flow::Continue;
+        }
         let realm = &self.rules.realm;
-        let (outcome, reply) = match refusal {
-            Refusal::Missing => (
-                "missing",
-                Reply::message(BY, StatusCode::UNAUTHORIZED, "Unauthorized").with("www-authenticate", &format!("Bearer realm=\"{realm}\"")),
-            ),
-            Refusal::Invalid(why) => (
-                "invalid",
-                Reply::message(BY, StatusCode::UNAUTHORIZED, why).with(
-                    "www-authenticate",
-                    &format!("Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{}\"", plain(why)),
-                ),
-            ),
+        let bad = |why: &str| {
+            let challenge = format!("Bearer realm=\"{realm}\", error=\"invalid_token\", error_description=\"{}\"", plain(why));
+            Reply::message(BY, StatusCode::UNAUTHORIZED, why).with("www-authenticate", &challenge)
+        };
+        let (outcome, failure, reply) = match refusal {
+            Refusal::Missing => {
+                let challenge = format!("Bearer realm=\"{realm}\"");
+                ("missing", "token-missing", Reply::message(BY, StatusCode::UNAUTHORIZED, "Unauthorized").with("www-authenticate", &challenge))
+            }
+            Refusal::Invalid(why) => ("invalid", "token-invalid", bad(why)),
+            Refusal::LoggedOut => ("logged-out", "token-logged-out", bad("the token was logged out")),
             Refusal::Insufficient => {
                 let scope = match self.rules.scopes.is_empty() {
                     true => String::new(),
                     false => format!(", scope=\"{}\"", plain(&self.rules.scopes.join(" "))),
                 };
                 let why = "the token does not permit this";
-                (
-                    "forbidden",
-                    Reply::message(BY, StatusCode::FORBIDDEN, why).with(
-                        "www-authenticate",
-                        &format!("Bearer realm=\"{realm}\", error=\"insufficient_scope\", error_description=\"{why}\"{scope}"),
-                    ),
-                )
+                let challenge = format!("Bearer realm=\"{realm}\", error=\"insufficient_scope\", error_description=\"{why}\"{scope}");
+                ("forbidden", "token-forbidden", Reply::message(BY, StatusCode::FORBIDDEN, why).with("www-authenticate", &challenge))
             }
-            Refusal::Away => {
-                ("away", Reply::message(BY, StatusCode::SERVICE_UNAVAILABLE, "The auth service does not answer").with("retry-after", "1"))
-            }
+            Refusal::Away(why) => ("away", "token-unchecked", Reply::message(BY, StatusCode::SERVICE_UNAVAILABLE, why).with("retry-after", "1")),
         };
         self.environment.metrics.plugin(BY, outcome);
-        reply.with("cache-control", "no-store")
+        cx.failure = Some(failure);
+        Flow::Reply(reply.with("cache-control", "no-store"))
     }
 
-    /// What both request steps begin with: the client's own identity headers go, the token is found.
-    fn begin(&self, req: &mut request::Parts) -> Result<String, Refusal> {
-        self.memory.listen(&self.environment.store.bus, &self.rules.logout_channel);
-        remove_identity(&mut req.headers, &self.rules.identity_headers);
+    /// Whether the request logs its token out, should the service agree.
+    fn leaves(&self, req: &request::Parts) -> bool {
+        !self.rules.logout_paths.is_empty()
+            && !matches!(req.method, Method::HEAD | Method::OPTIONS)
+            && self.rules.logout_paths.iter().any(|path| path == req.uri.path())
+    }
+
+    /// The request's token.
+    fn token<'a>(&'a self, req: &'a request::Parts) -> Result<Cow<'a, str>, Refusal> {
         let token = sources::find(&self.rules.sources, &req.headers, req.uri.query())?;
         match token.len() {
             0 => Err(invalid("the token is empty")),
-            1..=LONGEST => Ok(token.into_owned()),
+            1..=LONGEST => Ok(token),
             _ => Err(invalid("the token is longer than 8 KB")),
         }
     }
@@ -304,38 +309,71 @@ fn text(value: &Value) -> Option<String> {
 #[async_trait]
 impl Plugin for TokenValidator {
     fn phases(&self) -> Phases {
-        Phases::TO_UPSTREAM | if self.rules.mode == Mode::Local { Phases::REQUEST } else { Phases::REQUEST_WAIT }
+        let end = if self.rules.logout_paths.is_empty() { Phases::TO_UPSTREAM } else { Phases::TO_UPSTREAM | Phases::END };
+        Phases::REQUEST | Phases::REQUEST_WAIT | end
     }
 
+    /// The client's own identity headers go; a token that is known decides at once.
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
-        let found = self.begin(req).and_then(|token| {
-            let key = self.memory.key(&token);
-            self.recall(&key).unwrap_or_else(|| self.check_local(&token, &key))
-        });
-        self.pass(cx, found)
+        remove_identity(&mut req.headers, &self.rules.identity_headers);
+        let token = match self.token(req) {
+            Ok(token) => token,
+            Err(refusal) => return self.refuse(cx, &refusal),
+        };
+        if self.leaves(req) {
+            return Flow::Wait;
+        }
+        match self.memory.recall(&self.memory.key(&token)) {
+            Recalled::Good(known) => self.pass(cx, &known),
+            Recalled::Bad(refusal) => self.refuse(cx, &refusal),
+            Recalled::Due(_) | Recalled::Unknown => Flow::Wait,
+        }
     }
 
     async fn request_wait(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
-        let found = match self.begin(req) {
-            Ok(token) => {
-                let key = self.memory.key(&token);
-                match self.recall(&key) {
-                    Some(found) => found,
-                    None => self.check_remote(&token, &key).await,
-                }
-            }
-            Err(refusal) => Err(refusal),
+        self.memory.channel.listen(&self.environment.store.bus);
+        let token = match self.token(req) {
+            Ok(token) => token,
+            Err(refusal) => return self.refuse(cx, &refusal),
         };
-        self.pass(cx, found)
+        let key = self.memory.key(&token);
+        let found = match self.memory.recall(&key) {
+            Recalled::Good(known) => Ok(known),
+            Recalled::Bad(refusal) => Err(refusal),
+            Recalled::Due(_) | Recalled::Unknown => self.check(&token, &key).await,
+        };
+        match found {
+            Ok(known) => {
+                if self.leaves(req) {
+                    cx.state.insert(Leaving(message_for(&token)));
+                }
+                self.pass(cx, &known)
+            }
+            Err(refusal) => self.refuse(cx, &refusal),
+        }
     }
 
     /// Here and not in the request step: what is fetched for the cache, and so for everyone, carries no one's identity.
     fn to_upstream(&self, cx: &mut RequestContext, req: &mut request::Parts) {
-        if let Some(Caller(known)) = cx.state.get::<Caller>() {
-            for (name, value) in &known.headers {
-                req.headers.insert(name.clone(), value.clone());
-            }
+        for (name, value) in cx.caller_fields.iter().flat_map(|fields| fields.iter()) {
+            req.headers.insert(name.clone(), value.clone());
         }
+    }
+
+    /// Before the client hears that it is logged out, it is.
+    async fn end(&self, cx: &mut RequestContext, ending: Ending) {
+        let Some(Leaving(message)) = cx.state.remove::<Leaving>() else { return };
+        if ending != Ending::Complete || !(200..400).contains(&cx.status) {
+            return;
+        }
+        let outcome = match self.memory.channel.announce(&self.environment.store, &message).await {
+            Ok(()) => "logout",
+            Err(error) => {
+                tracing::warn!(plugin = BY, %error, "a logout reached this instance only");
+                "logout-untold"
+            }
+        };
+        self.environment.metrics.plugin(BY, outcome);
     }
 }
 

@@ -1,9 +1,8 @@
 //! The configuration, and what is compiled of it.
 
-use super::{Claims, at_path, introspect::Service, keys::{Key, Keys}};
-use crate::{header_name, wrong};
+use super::{Claims, at_path, introspect::Service, keys::{Fixed, Issuer, IssuerKeys, Key, Keys}, logout};
+use crate::{header_name, jwt::{key_set, keys}, wrong};
 use http::HeaderName;
-use jsonwebtoken::Algorithm;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -12,33 +11,46 @@ use std::collections::BTreeMap;
 use weir_config::{Diagnostic, Millis, Node, Secret};
 
 /// Lets only requests with a valid bearer token (JWT, RFC 7519) pass, and tells the upstream who calls. A token is verified once and then
-/// remembered by a keyed hash until it expires, or until a logout message names it. The algorithm is fixed by the key, never chosen by
-/// the token; `none`, keys inside tokens (`jwk`, `jku`, `x5c`, `x5u`), critical extensions (`crit`) and tokens over 8 KB are refused. Without a
-/// token or with a bad one the answer is 401, without the needed scope or role 403, both with `WWW-Authenticate` (RFC 6750); 503 when
-/// the auth service must be asked and does not answer.
+/// remembered by a keyed hash until it expires, or until it is logged out. The algorithm is fixed by the key, never chosen by
+/// the token: HS, RS, PS and ES with 256, 384 or 512, and EdDSA (Ed25519); `none`, keys inside tokens (`jwk`, `jku`, `x5c`, `x5u`), critical
+/// extensions (`crit`) and tokens over 8 KB are refused. Without a token or with a bad one the answer is 401, without the needed scope or
+/// role 403, both with `WWW-Authenticate` (RFC 6750); 503 when the auth service or an issuer's keys are needed and can not be had.
+///
+/// A logout ends a token at once on all instances: a request to one of `logout.paths` that the service answered with 2xx or 3xx, or the
+/// admin call `POST /logout` with `{"token": …}`, `{"jti": …}` or `{"sha256": …}`, marks the token in the store and tells all instances. An
+/// instance that was not there to hear (it was just started, or cut off) finds the mark when it sees the token for the first time. Where
+/// the store does not answer, tokens go on by their signature.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Key of HMAC tokens (HS256 unless `algorithms` says otherwise). At least 32 bytes are advised.
     pub secret: Option<Secret>,
-    /// Public key in PEM: RSA (RS256 unless `algorithms` says otherwise), P-256 (ES256), P-384 (ES384) or Ed25519 (EdDSA).
+    /// Public key in PEM: RSA (RS256 unless `algorithms` says otherwise), P-256 (ES256), P-384 (ES384), P-521 (ES512) or Ed25519 (EdDSA).
     pub public_key: Option<String>,
     /// Keys by the `kid` that tokens name. `secret` or `public_key` serve tokens without `kid` or with one that is not here.
     pub keys: BTreeMap<String, KeyConfig>,
     /// Algorithms accepted for `secret` or `public_key`; they must suit the key.
     pub algorithms: Vec<Alg>,
-    /// Accepted `iss`, one or several. Empty: any.
+    /// Accepted `iss` of tokens under `secret`, `public_key` and `keys`, one or several. Empty: any.
     pub issuer: Words,
+    /// Issuers with keys of their own: a token whose `iss` is one of them is verified by that issuer's keys and no others.
+    pub issuers: Vec<IssuerConfig>,
+    /// How key sets of `issuers` are fetched.
+    pub jwks: Jwks,
     /// Accepted `aud`, one or several; a token must name one of them. Empty: `aud` is not looked at.
     pub audience: Words,
     /// By how much clocks may differ when `exp` and `nbf` are looked at. At most a day.
     pub leeway: Millis,
-    /// Claims that a token must have.
-    pub required_claims: Vec<String>,
-    /// Scopes that a token must have, all of them (claims `scope`, `scp` or `scopes`).
+    /// Claims that a token must have. Default: `exp`; none with `mode: introspect`.
+    pub required_claims: Option<Vec<String>>,
+    /// Scopes that a token must have, all of them.
     pub scopes: Vec<String>,
-    /// Roles of which a token must have one (claims `roles`, `role` or `realm_access.roles`).
+    /// Roles of which a token must have one.
     pub roles: Vec<String>,
+    /// Claims that hold scopes, as a list or between spaces; dots reach inside.
+    pub scope_claims: Vec<String>,
+    /// Claims that hold roles, as a list or between spaces; dots reach inside.
+    pub role_claims: Vec<String>,
     /// Where tokens are looked for. Two places with different tokens are refused, for another part of the system may read the other one.
     #[schemars(length(min = 1))]
     pub sources: Vec<Source>,
@@ -69,6 +81,39 @@ pub struct KeyConfig {
     pub algorithms: Vec<Alg>,
 }
 
+/// An issuer.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct IssuerConfig {
+    /// `iss` of its tokens, exactly. Without `keys` and `jwks_uri`, its keys are found by OpenID Connect Discovery
+    /// (`<issuer>/.well-known/openid-configuration`).
+    pub issuer: String,
+    /// Where its key set is.
+    #[serde(default)]
+    #[schemars(extend("format" = "weir-url"))]
+    pub jwks_uri: Option<String>,
+    /// Its keys by `kid`, if they are not to be fetched.
+    #[serde(default)]
+    pub keys: BTreeMap<String, KeyConfig>,
+    /// Algorithms accepted of a fetched key set. Empty: those that its keys are for.
+    #[serde(default)]
+    pub algorithms: Vec<Alg>,
+    /// Accepted `aud`, in place of `audience`.
+    #[serde(default)]
+    pub audience: Words,
+}
+
+/// How key sets are fetched: with the first token of their issuer, then in the background, and at once when a token names a key that
+/// is not there; never two fetches of one set at a time.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Jwks {
+    /// Between two fetches in the background. When they fail the old keys stay, for a day at most.
+    pub refresh: Millis,
+    /// Shortest time between two fetches that unknown keys cause.
+    pub min_interval: Millis,
+}
+
 /// A signature algorithm (RFC 7518, RFC 8037).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 pub enum Alg {
@@ -94,25 +139,28 @@ pub enum Alg {
     ES256,
     /// ECDSA on P-384.
     ES384,
+    /// ECDSA on P-521.
+    ES512,
     /// Ed25519.
     EdDSA,
 }
 
 impl Alg {
-    fn get(self) -> Algorithm {
+    fn get(self) -> keys::Alg {
         match self {
-            Alg::HS256 => Algorithm::HS256,
-            Alg::HS384 => Algorithm::HS384,
-            Alg::HS512 => Algorithm::HS512,
-            Alg::RS256 => Algorithm::RS256,
-            Alg::RS384 => Algorithm::RS384,
-            Alg::RS512 => Algorithm::RS512,
-            Alg::PS256 => Algorithm::PS256,
-            Alg::PS384 => Algorithm::PS384,
-            Alg::PS512 => Algorithm::PS512,
-            Alg::ES256 => Algorithm::ES256,
-            Alg::ES384 => Algorithm::ES384,
-            Alg::EdDSA => Algorithm::EdDSA,
+            Alg::HS256 => keys::Alg::HS256,
+            Alg::HS384 => keys::Alg::HS384,
+            Alg::HS512 => keys::Alg::HS512,
+            Alg::RS256 => keys::Alg::RS256,
+            Alg::RS384 => keys::Alg::RS384,
+            Alg::RS512 => keys::Alg::RS512,
+            Alg::PS256 => keys::Alg::PS256,
+            Alg::PS384 => keys::Alg::PS384,
+            Alg::PS512 => keys::Alg::PS512,
+            Alg::ES256 => keys::Alg::ES256,
+            Alg::ES384 => keys::Alg::ES384,
+            Alg::ES512 => keys::Alg::ES512,
+            Alg::EdDSA => keys::Alg::EdDSA,
         }
     }
 }
@@ -125,6 +173,12 @@ pub enum Words {
     One(String),
     /// Several, or none.
     Many(Vec<String>),
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Words::Many(vec![])
+    }
 }
 
 impl Words {
@@ -152,13 +206,21 @@ pub enum Source {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Introspect {
-    /// Asked with the token as `Authorization: Bearer`. 200 means good (unless its JSON says `active: false` or `valid: false`); 400,
-    /// 401 and 403 mean bad; anything else means that it can not say, and the request gets 503.
+    /// Its address, such as `http://auth:4000/api/auth/verify`.
     #[schemars(extend("format" = "weir-url"))]
     pub url: String,
-    /// How it is asked.
+    /// What it speaks.
+    #[serde(default)]
+    pub protocol: Protocol,
+    /// How it is asked. `rfc7662` always posts.
     #[serde(default)]
     pub method: Verb,
+    /// With `rfc7662`: name by which Weir itself is known there, for `Authorization: Basic`.
+    #[serde(default)]
+    pub client_id: Option<String>,
+    /// With `rfc7662`: its secret; without `client_id` it is sent as `Authorization: Bearer`.
+    #[serde(default)]
+    pub client_secret: Option<Secret>,
     /// Longest wait.
     #[serde(default = "d_timeout")]
     pub timeout: Millis,
@@ -168,6 +230,19 @@ pub struct Introspect {
     /// How long tokens that were found good may go on past `cache.ttl` while the service does not answer. Never past `exp`.
     #[serde(default)]
     pub grace: Millis,
+}
+
+/// What the auth service speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// It is asked with the token as `Authorization: Bearer`. 200 means good (unless its JSON says `active: false` or `valid: false`); 400,
+    /// 401 and 403 mean bad; anything else means that it can not say, and the request gets 503.
+    #[default]
+    Verify,
+    /// Token introspection: the token is posted in a form, and the answer's `active` decides. 400, 401 and 403 then mean that Weir itself is
+    /// refused, and the request gets 503.
+    Rfc7662,
 }
 
 /// How the auth service is asked.
@@ -187,7 +262,8 @@ pub enum Mode {
     /// The keys here.
     #[serde(rename = "local")]
     Local,
-    /// The auth service alone; tokens may be of any form. Its answer's JSON is taken as the claims.
+    /// The auth service alone; tokens may be of any form. Its answer's JSON is taken as the claims, which `issuer`, `audience`, `exp` and the
+    /// others are looked for in.
     #[serde(rename = "introspect")]
     Introspect,
     /// Both: the keys first, so that forged tokens do not reach the service.
@@ -213,8 +289,11 @@ pub struct Memo {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Logout {
-    /// The store's channel. A message is a token's `jti`, or the SHA-256 of the token in hex.
+    /// The store's channel (in Redis: `<prefix>bus:<database>:<channel>`). A message is a token's `jti`, or the SHA-256 in hex of the token, or
+    /// of the token without its last dot and signature.
     pub channel: String,
+    /// Paths whose requests log their token out, once the service has answered with 2xx or 3xx.
+    pub paths: Vec<String>,
     /// How long a logged-out token stays refused: not less than tokens live.
     pub keep: Millis,
 }
@@ -226,12 +305,16 @@ impl Default for Config {
             public_key: None,
             keys: BTreeMap::new(),
             algorithms: vec![],
-            issuer: Words::Many(vec![]),
-            audience: Words::Many(vec![]),
+            issuer: Words::default(),
+            issuers: vec![],
+            jwks: Jwks::default(),
+            audience: Words::default(),
             leeway: Millis::secs(30),
-            required_claims: vec!["exp".into()],
+            required_claims: None,
             scopes: vec![],
             roles: vec![],
+            scope_claims: ["scope", "scp", "scopes"].map(Into::into).into(),
+            role_claims: ["roles", "role", "realm_access.roles"].map(Into::into).into(),
             sources: vec![Source::Header("Authorization".into())],
             introspect: None,
             cache: Memo::default(),
@@ -249,9 +332,15 @@ impl Default for Memo {
     }
 }
 
+impl Default for Jwks {
+    fn default() -> Self {
+        Jwks { refresh: Millis::secs(300), min_interval: Millis::secs(10) }
+    }
+}
+
 impl Default for Logout {
     fn default() -> Self {
-        Logout { channel: "logout".into(), keep: Millis::secs(24 * 3600) }
+        Logout { channel: "logout".into(), paths: vec![], keep: Millis::secs(logout::KEPT) }
     }
 }
 
@@ -267,11 +356,14 @@ pub struct Rules {
     pub(super) sources: Vec<FoundIn>,
     pub(super) scopes: Vec<String>,
     pub(super) roles: Vec<String>,
+    scope_claims: Vec<String>,
+    role_claims: Vec<String>,
     pub(super) identity_headers: Vec<(HeaderName, String)>,
     pub(super) anonymous: bool,
     pub(super) realm: String,
     pub(super) logout_channel: String,
     pub(super) logout_keep: u64,
+    pub(super) logout_paths: Vec<String>,
     pub(super) size: usize,
     pub(super) ttl: Option<u64>,
     pub(super) negative_ttl: u64,
@@ -290,9 +382,9 @@ pub(super) enum FoundIn {
 impl Rules {
     /// Whether the claims have the scopes and a role.
     pub(super) fn permits(&self, claims: &Claims) -> bool {
-        let has = |paths: &[&str], word: &str| paths.iter().filter_map(|p| at_path(claims, p)).any(|value| holds(value, word));
-        let scoped = self.scopes.iter().all(|scope| has(&["scope", "scp", "scopes"], scope));
-        scoped && (self.roles.is_empty() || self.roles.iter().any(|role| has(&["roles", "role", "realm_access.roles"], role)))
+        let has = |paths: &[String], word: &str| paths.iter().filter_map(|p| at_path(claims, p)).any(|value| holds(value, word));
+        let scoped = self.scopes.iter().all(|scope| has(&self.scope_claims, scope));
+        scoped && (self.roles.is_empty() || self.roles.iter().any(|role| has(&self.role_claims, role)))
     }
 }
 
@@ -305,36 +397,94 @@ fn holds(value: &Value, word: &str) -> bool {
     }
 }
 
-pub(super) fn ready(config: Config, at: &Node) -> Result<Rules, Vec<Diagnostic>> {
-    let mut errors = Vec::new();
-    let mut keys = Keys::new(&config.required_claims, config.issuer.list(), config.audience.list(), config.leeway.get().as_secs());
-    let mut key_of = |at: &Node, secret: Option<&Secret>, pem: Option<&str>, algorithms: &[Alg]| {
-        let algorithms: Vec<Algorithm> = algorithms.iter().map(|a| a.get()).collect();
+/// Makes keys of what is written, and collects the mistakes.
+struct Made<'a> {
+    errors: &'a mut Vec<Diagnostic>,
+}
+
+impl Made<'_> {
+    fn key(&mut self, at: &Node, secret: Option<&Secret>, pem: Option<&str>, algorithms: &[Alg]) -> Option<Key> {
+        let algorithms: Vec<keys::Alg> = algorithms.iter().map(|a| a.get()).collect();
         let made = match (secret, pem) {
             (Some(_), Some(_)) => Err(wrong(at, "public_key", "`secret` or `public_key`, not both")),
             (Some(secret), None) => Key::hmac(secret.expose().as_bytes(), &algorithms).map_err(|why| wrong(at, "secret", why)),
             (None, Some(pem)) => Key::public(pem, &algorithms).map_err(|why| wrong(at, "public_key", why)),
             (None, None) => Err(wrong(at, "", "`secret` or `public_key` is wanted")),
         };
-        made.map_err(|e| errors.push(e)).ok()
-    };
-    if config.secret.is_some() || config.public_key.is_some() {
-        keys.default = key_of(at, config.secret.as_ref(), config.public_key.as_deref(), &config.algorithms);
+        made.map_err(|e| self.errors.push(e)).ok()
     }
-    for (kid, key) in &config.keys {
-        let place = at.get("keys").and_then(|k| k.get(kid)).unwrap_or(at);
-        if let Some(key) = key_of(place, key.secret.as_ref(), key.public_key.as_deref(), &key.algorithms) {
-            keys.by_kid.insert(kid.clone(), key);
+
+    fn by_kid(&mut self, at: &Node, keys: &BTreeMap<String, KeyConfig>) -> BTreeMap<String, Key> {
+        let made = keys.iter().filter_map(|(kid, key)| {
+            let place = at.get("keys").and_then(|k| k.get(kid)).unwrap_or(at);
+            let made = self.key(place, key.secret.as_ref(), key.public_key.as_deref(), &key.algorithms)?;
+            Some((kid.clone(), made))
+        });
+        made.collect()
+    }
+
+    fn issuer(&mut self, at: &Node, config: IssuerConfig, jwks: &Jwks) -> Issuer {
+        let keys = match (config.keys.is_empty(), config.jwks_uri) {
+            (false, None) => IssuerKeys::Fixed(Fixed { default: None, by_kid: self.by_kid(at, &config.keys) }),
+            (fetched, jwks_uri) => {
+                if !fetched {
+                    self.errors.push(wrong(at, "jwks_uri", "`keys` or `jwks_uri`, not both"));
+                }
+                let from = jwks_uri.as_ref().unwrap_or(&config.issuer);
+                if !from.starts_with("http://") && !from.starts_with("https://") {
+                    self.errors.push(wrong(at, "issuer", "its keys can not be found by discovery, for it is no URL: `jwks_uri` or `keys` is wanted"));
+                }
+                if let Some(odd) = config.algorithms.iter().find(|alg| matches!(alg, Alg::HS256 | Alg::HS384 | Alg::HS512)) {
+                    self.errors.push(wrong(at, "algorithms", format!("{odd:?} is not for fetched keys: who can fetch the key could sign")));
+                }
+                IssuerKeys::At(key_set::Source {
+                    jwks_uri,
+                    issuer: Some(config.issuer.clone()),
+                    refresh: jwks.refresh.get(),
+                    every: jwks.min_interval.get(),
+                })
+            }
+        };
+        Issuer { name: config.issuer, keys, audience: config.audience.list(), algorithms: config.algorithms.into_iter().map(Alg::get).collect() }
+    }
+}
+
+pub(super) fn ready(config: Config, at: &Node) -> Result<Rules, Vec<Diagnostic>> {
+    let mut errors = Vec::new();
+    let mut made = Made { errors: &mut errors };
+    let mut own = Fixed { default: None, by_kid: made.by_kid(at, &config.keys) };
+    if config.secret.is_some() || config.public_key.is_some() {
+        own.default = made.key(at, config.secret.as_ref(), config.public_key.as_deref(), &config.algorithms);
+    }
+    let mut issuers: Vec<Issuer> = Vec::new();
+    for (i, issuer) in config.issuers.into_iter().enumerate() {
+        let place = at.get("issuers").and_then(|list| list.items().get(i)).unwrap_or(at);
+        if issuers.iter().any(|other| other.name == issuer.issuer) {
+            made.errors.push(wrong(place, "issuer", "this issuer is there twice"));
         }
+        issuers.push(made.issuer(place, issuer, &config.jwks));
     }
     let mode = config.introspect.as_ref().map_or(Mode::Local, |i| i.mode);
-    let no_key = config.secret.is_none() && config.public_key.is_none() && config.keys.is_empty();
+    let no_key = config.secret.is_none() && config.public_key.is_none() && config.keys.is_empty() && issuers.is_empty();
     if mode != Mode::Introspect && no_key {
-        errors.push(wrong(at, "", "a key is wanted: `secret`, `public_key` or `keys`, or `introspect` with `mode: introspect`"));
+        errors.push(wrong(at, "", "a key is wanted: `secret`, `public_key`, `keys` or `issuers`, or `introspect` with `mode: introspect`"));
     }
     if config.leeway.get().as_secs() > 86_400 {
         errors.push(wrong(at, "leeway", "at most a day"));
     }
+    for (key, time) in [("refresh", config.jwks.refresh), ("min_interval", config.jwks.min_interval)] {
+        if time.get().as_secs() == 0 {
+            errors.push(wrong(at.get("jwks").unwrap_or(at), key, "at least a second"));
+        }
+    }
+    let keys = Keys {
+        own,
+        issuers,
+        required: config.required_claims.unwrap_or_else(|| if mode == Mode::Introspect { vec![] } else { vec!["exp".into()] }),
+        accepted: config.issuer.list(),
+        audience: config.audience.list(),
+        leeway: config.leeway.get().as_secs(),
+    };
     let service = config.introspect.as_ref().and_then(|i| Service::new(i).map_err(|why| errors.push(wrong(at, "introspect", why))).ok());
     let mut sources = Vec::new();
     for source in config.sources {
@@ -370,11 +520,14 @@ pub(super) fn ready(config: Config, at: &Node) -> Result<Rules, Vec<Diagnostic>>
         sources,
         scopes: config.scopes,
         roles: config.roles,
+        scope_claims: config.scope_claims,
+        role_claims: config.role_claims,
         identity_headers,
         anonymous: config.anonymous,
         realm: config.realm,
         logout_channel: config.logout.channel,
         logout_keep: config.logout.keep.get().as_secs().max(1),
+        logout_paths: config.logout.paths,
         size: config.cache.size.clamp(1, 10_000_000),
         ttl: config.cache.ttl.map(|t| t.get().as_secs()),
         negative_ttl: config.cache.negative_ttl.get().as_secs(),

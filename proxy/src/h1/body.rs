@@ -284,11 +284,16 @@ const NO_TRAILER: [HeaderName; 25] = [
 fn trailers(section: &Bytes) -> Result<Option<HeaderMap>, FramingError> {
     let mut map = HeaderMap::new();
     fields::parse_fields(section, &mut map).map_err(|e| FramingError::Trailers(e.reason))?;
+    Ok(permitted(map))
+}
+
+/// What may follow a body.
+pub fn permitted(mut map: HeaderMap) -> Option<HeaderMap> {
     write::strip_hop_by_hop(&mut map);
     for name in &NO_TRAILER {
         map.remove(name);
     }
-    Ok((!map.is_empty()).then_some(map))
+    (!map.is_empty()).then_some(map)
 }
 
 /// Why a body can not be written as announced.
@@ -357,12 +362,20 @@ impl BodyEncoder {
     /// # Errors
     /// Fewer bytes came than were announced, or the body is finished already.
     pub fn finish(&mut self, out: &mut Vec<u8>) -> Result<(), EncodeError> {
+        self.finish_with(None, out)
+    }
+
+    /// The same with trailers, which only a chunked body can have; with another framing they are dropped.
+    ///
+    /// # Errors
+    /// As `finish`.
+    pub fn finish_with(&mut self, trailers: Option<&HeaderMap>, out: &mut Vec<u8>) -> Result<(), EncodeError> {
         if self.finished {
             return Err(EncodeError::Finished);
         }
         match self.framing {
             ResponseLength::Length(left) if left > 0 => return Err(EncodeError::TooShort),
-            ResponseLength::Chunked => out.extend_from_slice(b"0\r\n\r\n"),
+            ResponseLength::Chunked => write::last_chunk(out, trailers),
             _ => {}
         }
         self.finished = true;

@@ -11,9 +11,9 @@ mod response;
 mod scan;
 mod write;
 
-pub use body::{BodyDecoder, BodyEncoder, BodyLength, Decoded, EncodeError, FramingError, ResponseLength};
+pub use body::{BodyDecoder, BodyEncoder, BodyLength, Decoded, EncodeError, FramingError, ResponseLength, permitted};
 pub use head::{HeadError, Limits, Parsed, RequestHead, parse_request};
 pub use peek::{Peeked, peek};
 pub use response::{ResponseHead, parse_response};
 pub use scan::HeadScan;
-pub use write::{Connection, strip_hop_by_hop, write_interim, write_request_head, write_response_head};
+pub use write::{Connection, last_chunk, strip_hop_by_hop, write_interim, write_request_head, write_response_head};

@@ -84,6 +84,15 @@ fn length_line(out: &mut Vec<u8>, length: u64) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// The end of a chunked body, with what follows it.
+pub fn last_chunk(out: &mut Vec<u8>, trailers: Option<&HeaderMap>) {
+    out.extend_from_slice(b"0\r\n");
+    for (name, value) in trailers.into_iter().flatten() {
+        line(out, name, value);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
 /// A number in lower-case hexadecimal.
 pub(super) fn hex(out: &mut Vec<u8>, number: usize) {
     let digits = number.checked_ilog2().unwrap_or(0) / 4;
@@ -111,12 +120,15 @@ pub fn write_request_head(out: &mut Vec<u8>, parts: &request::Parts, length: Bod
     }
     out.extend_from_slice(b"\r\n");
     let mut cookies = 0;
-    let mut upgrade = false;
+    let (mut upgrade, mut te) = (false, false);
     for (name, value) in &parts.headers {
         if *name == header::COOKIE {
             cookies += 1;
         } else if *name == header::UPGRADE {
             upgrade = true;
+            line(out, name, value);
+        } else if *name == header::TE {
+            te = true;
             line(out, name, value);
         } else if *name != header::HOST
             && *name != header::CONNECTION
@@ -139,8 +151,12 @@ pub fn write_request_head(out: &mut Vec<u8>, parts: &request::Parts, length: Bod
         }
         out.extend_from_slice(b"\r\n");
     }
-    if upgrade {
-        out.extend_from_slice(b"connection: upgrade\r\n");
+    match (upgrade, te) {
+        (true, true) => out.extend_from_slice(b"connection: upgrade, te\r\n"),
+        (true, false) => out.extend_from_slice(b"connection: upgrade\r\n"),
+        // RFC 9110 section 10.1.4: `TE` is for this connection only.
+        (false, true) => out.extend_from_slice(b"connection: te\r\n"),
+        (false, false) => {}
     }
     match length {
         BodyLength::Length(length) => length_line(out, length),
@@ -164,13 +180,15 @@ fn status_line(out: &mut Vec<u8>, status: StatusCode) {
 /// and `connection` want instead of those in `headers`. With `ResponseLength::None` a `Content-Length` among the fields is kept (an
 /// answer to HEAD, a 304), except where none is allowed (1xx, 204).
 pub fn write_response_head(out: &mut Vec<u8>, status: StatusCode, headers: &HeaderMap, framing: ResponseLength, connection: Connection) {
+    // An answer that asks for another protocol names it (RFC 9110 section 15.5.22).
+    let offers = connection == Connection::Upgrade || (status == StatusCode::UPGRADE_REQUIRED && headers.contains_key(header::UPGRADE));
     let keep_length = framing == ResponseLength::None && !status.is_informational() && status != StatusCode::NO_CONTENT;
     status_line(out, status);
     for (name, value) in headers {
         let wanted = if *name == header::CONTENT_LENGTH {
             keep_length
         } else if *name == header::UPGRADE {
-            connection == Connection::Upgrade
+            offers
         } else {
             !is_hop_by_hop(name)
         };
@@ -184,7 +202,9 @@ pub fn write_response_head(out: &mut Vec<u8>, status: StatusCode, headers: &Head
         ResponseLength::None | ResponseLength::Close => {}
     }
     out.extend_from_slice(match connection {
-        Connection::Keep => &b"\r\n"[..],
+        Connection::Close if offers => &b"connection: close, upgrade\r\n\r\n"[..],
+        _ if offers => b"connection: upgrade\r\n\r\n",
+        Connection::Keep => b"\r\n",
         Connection::KeepExplicit => b"connection: keep-alive\r\n\r\n",
         Connection::Close => b"connection: close\r\n\r\n",
         Connection::Upgrade => b"connection: upgrade\r\n\r\n",

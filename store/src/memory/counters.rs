@@ -1,24 +1,25 @@
-//! Numbers that expire.
+//! Counts with limits, and numbers that expire.
 
 use super::Calls;
 use super::shards::{Shard, Shards, after};
-use crate::{COUNTER_MAX, Counters, StoreResult, Take, Taken};
+use crate::limits::{Clock, How, Meters};
+use crate::{COUNTER_MAX, Charge, Charged, Counters, StoreResult};
 use async_trait::async_trait;
-use parking_lot::MutexGuard;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// The embedded [`Counters`].
+/// The embedded [`Counters`]. Counts with limits are bounded however many keys come, see [`Meters`].
 pub(super) struct MemoryCounters {
+    meters: Meters,
+    clock: Clock,
     values: Shards<u64>,
     calls: Arc<Calls>,
 }
 
 impl MemoryCounters {
     pub(super) fn new(calls: Arc<Calls>) -> MemoryCounters {
-        MemoryCounters { values: Shards::new(), calls }
+        MemoryCounters { meters: Meters::default(), clock: Clock::default(), values: Shards::new(), calls }
     }
 }
 
@@ -41,35 +42,9 @@ fn charge(shard: &mut Shard<u64>, key: &str, by: u64, ttl: Duration, now: Instan
 
 #[async_trait]
 impl Counters for MemoryCounters {
-    async fn take(&self, takes: &[Take]) -> StoreResult<Taken> {
+    async fn charge(&self, charges: &[Charge], how: How) -> StoreResult<Charged> {
         self.calls.count();
-        let now = Instant::now();
-        // All shards that are touched, locked in rising order: two takes over the same keys can not lock each other out.
-        let indices: Vec<usize> = takes.iter().map(|t| self.values.index(&t.key)).collect();
-        let mut shards: BTreeMap<usize, MutexGuard<'_, Shard<u64>>> = BTreeMap::new();
-        let mut sorted = indices.clone();
-        sorted.sort_unstable();
-        sorted.dedup();
-        for index in sorted {
-            shards.insert(index, self.values.at(index));
-        }
-        // A key may come twice: what is asked for is summed first.
-        let mut asked: BTreeMap<&str, u64> = BTreeMap::new();
-        let mut allowed = true;
-        for (take, index) in takes.iter().zip(&indices) {
-            let sum = asked.entry(&take.key).or_insert_with(|| shards.get(index).map_or(0, |s| value(s, &take.key, now)));
-            *sum = sum.saturating_add(take.cost);
-            allowed &= *sum <= take.limit.min(COUNTER_MAX);
-        }
-        if allowed {
-            for (take, index) in takes.iter().zip(&indices) {
-                if let Some(shard) = shards.get_mut(index) {
-                    charge(shard, &take.key, take.cost, take.ttl, now);
-                }
-            }
-        }
-        let values = takes.iter().zip(&indices).map(|(take, index)| shards.get(index).map_or(0, |s| value(s, &take.key, now))).collect();
-        Ok(Taken { allowed, values })
+        Ok(self.meters.charge_named(self.clock.now(), charges, how))
     }
 
     async fn add(&self, key: &str, by: u64, ttl: Duration) -> StoreResult<u64> {

@@ -2,7 +2,7 @@
 
 use super::Calls;
 use super::shards::{Shard, Shards, after};
-use crate::{Begun, Lease, Ledger, StoreResult, token};
+use crate::{Begun, Claim, Ledger, StoreResult, token};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -50,11 +50,27 @@ impl MemoryLedger {
         MemoryLedger { entries: Shards::new(), fence: AtomicU64::new(1), calls }
     }
 
-    /// Runs `step` on the entry (and the slot's end) if `lease` still owns it.
-    fn owned<R>(&self, lease: &Lease, now: Instant, step: impl FnOnce(&mut Entry, &mut Instant) -> R) -> Option<R> {
-        let mut shard = self.entries.of(&lease.key);
-        let (entry, end) = shard.get_mut(&lease.key, now)?;
-        (entry.owner == lease.owner && entry.in_flight(now)).then(|| step(entry, end))
+    /// Runs `step` on the entry (and the slot's end) if `claim` still owns it.
+    fn owned<R>(&self, claim: &Claim, now: Instant, step: impl FnOnce(&mut Entry, &mut Instant) -> R) -> Option<R> {
+        let mut shard = self.entries.of(&claim.key);
+        let (entry, end) = shard.get_mut(&claim.key, now)?;
+        (entry.owner == claim.owner && entry.in_flight(now)).then(|| step(entry, end))
+    }
+
+    fn enter(&self, key: &str, fingerprint: &str, lease: Duration, ttl: Duration, again: bool) -> Begun {
+        self.calls.count();
+        let now = Instant::now();
+        let mut shard = self.entries.of(key);
+        match found(&shard, key, now) {
+            Some(Begun::Unknown { .. }) if again => {}
+            Some(begun) => return begun,
+            None => {}
+        }
+        let owner = token();
+        let fence = self.fence.fetch_add(1, Relaxed);
+        let entry = Entry { state: State::Begun, owner: owner.clone(), fingerprint: fingerprint.to_owned(), ttl, changed: Arc::default() };
+        shard.insert(key, entry, after(now, lease), now, |_, _| {});
+        Begun::Owner(Claim { key: key.to_owned(), owner, fence, fingerprint: fingerprint.to_owned(), ttl })
     }
 }
 
@@ -71,20 +87,14 @@ fn found(shard: &Shard<Entry>, key: &str, now: Instant) -> Option<Begun> {
 #[async_trait]
 impl Ledger for MemoryLedger {
     async fn begin(&self, key: &str, fingerprint: &str, lease: Duration, ttl: Duration) -> StoreResult<Begun> {
-        self.calls.count();
-        let now = Instant::now();
-        let mut shard = self.entries.of(key);
-        if let Some(begun) = found(&shard, key, now) {
-            return Ok(begun);
-        }
-        let owner = token();
-        let fence = self.fence.fetch_add(1, Relaxed);
-        let entry = Entry { state: State::Begun, owner: owner.clone(), fingerprint: fingerprint.to_owned(), ttl, changed: Arc::default() };
-        shard.insert(key, entry, after(now, lease), now, |_, _| {});
-        Ok(Begun::Owner(Lease { key: key.to_owned(), owner, fence }))
+        Ok(self.enter(key, fingerprint, lease, ttl, false))
     }
 
-    async fn acting(&self, owner: &Lease, lease: Duration) -> StoreResult<bool> {
+    async fn begin_again(&self, key: &str, fingerprint: &str, lease: Duration, ttl: Duration) -> StoreResult<Begun> {
+        Ok(self.enter(key, fingerprint, lease, ttl, true))
+    }
+
+    async fn acting(&self, owner: &Claim, lease: Duration) -> StoreResult<bool> {
         self.calls.count();
         let now = Instant::now();
         let done = self.owned(owner, now, |entry, end| {
@@ -95,7 +105,7 @@ impl Ledger for MemoryLedger {
         Ok(done.is_some())
     }
 
-    async fn renew(&self, owner: &Lease, lease: Duration) -> StoreResult<bool> {
+    async fn renew(&self, owner: &Claim, lease: Duration) -> StoreResult<bool> {
         self.calls.count();
         let now = Instant::now();
         let done = self.owned(owner, now, |entry, end| {
@@ -108,7 +118,7 @@ impl Ledger for MemoryLedger {
         Ok(done.is_some())
     }
 
-    async fn complete(&self, owner: &Lease, value: Bytes, ttl: Duration) -> StoreResult<bool> {
+    async fn complete(&self, owner: &Claim, value: Bytes, ttl: Duration) -> StoreResult<bool> {
         self.calls.count();
         let now = Instant::now();
         let done = self.owned(owner, now, |entry, end| {
@@ -119,7 +129,7 @@ impl Ledger for MemoryLedger {
         Ok(done.is_some())
     }
 
-    async fn abandon(&self, owner: &Lease) -> StoreResult<bool> {
+    async fn abandon(&self, owner: &Claim) -> StoreResult<bool> {
         self.calls.count();
         let now = Instant::now();
         let done = self.owned(owner, now, |entry, end| {

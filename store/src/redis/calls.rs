@@ -2,9 +2,10 @@
 
 use super::keys::{key, millis};
 use super::link::Link;
-use super::scripts;
+use super::{meters, scripts};
 use super::url::Kind;
-use crate::{Blob, Blobs, COUNTER_MAX, Counters, Lease, Locks, StoreError, StoreResult, Take, Taken, token};
+use crate::limits::How;
+use crate::{Blob, Blobs, COUNTER_MAX, Charge, Charged, Counters, Lease, Locks, StoreError, StoreResult, token};
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::cluster_routing::Slot;
@@ -98,30 +99,21 @@ impl Locks for RedisCalls {
 
 #[async_trait]
 impl Counters for RedisCalls {
-    async fn take(&self, takes: &[Take]) -> StoreResult<Taken> {
-        if takes.is_empty() {
-            return Ok(Taken { allowed: true, values: Vec::new() });
+    async fn charge(&self, charges: &[Charge], how: How) -> StoreResult<Charged> {
+        if charges.is_empty() {
+            return Ok(Charged { allowed: true, readings: Vec::new() });
         }
-        let keys: Vec<String> = takes.iter().map(|t| self.key("count", &t.key)).collect();
+        let keys: Vec<String> = charges.iter().map(|c| self.key("meter", &c.key)).collect();
         if self.0.connector.target.kind == Kind::Cluster && keys.iter().any(|k| Slot::for_key(k) != Slot::for_key(&keys[0])) {
-            return Err(StoreError::Corrupt("on a Cluster, the keys of one take must share a slot: give them one hash tag, as in {alice}:second and {alice}:minute".into()));
+            return Err(StoreError::Corrupt("on a Cluster, the keys of one charge must share a slot: give them one hash tag, as in {alice}:second and {alice}:minute".into()));
         }
-        let mut args = Vec::with_capacity(takes.len() * 3);
-        for take in takes {
-            // Limits end where Lua's numbers do, so a cost over that can only be refused.
-            args.push(take.cost.min(COUNTER_MAX + 1).to_string());
-            args.push(take.limit.min(COUNTER_MAX).to_string());
-            args.push(millis(take.ttl).to_string());
-        }
+        let args = meters::arguments(charges, how);
         let run = |mut conn| async move {
             let args: Vec<&[u8]> = args.iter().map(String::as_bytes).collect();
-            scripts::TAKE.run(&mut conn, &keys, &args).await
+            meters::CHARGE.run(&mut conn, &keys, &args).await
         };
-        let answer: Vec<u64> = self.0.call(run).await?;
-        match answer.split_first() {
-            Some((allowed, values)) if values.len() == takes.len() => Ok(Taken { allowed: *allowed == 1, values: values.to_vec() }),
-            _ => Err(StoreError::Corrupt("a take was answered with another number of values".into())),
-        }
+        let answer: Vec<Vec<u64>> = self.0.call(run).await?;
+        meters::charged(charges, &answer)
     }
 
     async fn add(&self, name: &str, by: u64, ttl: Duration) -> StoreResult<u64> {

@@ -3,13 +3,15 @@
 use super::keys::{key, millis};
 use super::link::Link;
 use super::scripts;
-use crate::{Begun, Lease, Ledger, StoreError, StoreResult, token};
+use super::url::Kind;
+use crate::{Begun, Claim, Ledger, StoreError, StoreResult, token};
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use redis::Value;
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -58,30 +60,79 @@ impl Drop for Waiter<'_> {
     }
 }
 
+/// Parts of the ledger in a Cluster: of each, all keys lie in one slot, with a memory of their own, for each node can lose its own.
+const PARTS: usize = 64;
+
 /// The Redis [`Ledger`].
 pub(super) struct RedisLedger {
     link: Arc<Link>,
     waiters: Arc<Waiters>,
     /// The channel on which ends are told.
     ended: String,
+    /// Births of the memories as last seen, by part; 0: not seen yet.
+    births: Vec<AtomicU64>,
 }
 
 impl RedisLedger {
     pub(super) fn new(link: Arc<Link>, waiters: Arc<Waiters>, ended: String) -> RedisLedger {
-        RedisLedger { link, waiters, ended }
+        let parts = if link.connector.target.kind == Kind::Cluster { PARTS } else { 1 };
+        RedisLedger { link, waiters, ended, births: (0..parts).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    fn key(&self, name: &str) -> String {
-        key(&self.link.options.prefix, "ledger", name)
+    /// The part of a name, the key of its entry, and that of its part's memory.
+    fn keys(&self, name: &str) -> (usize, [String; 2]) {
+        let prefix = &self.link.options.prefix;
+        if self.births.len() == 1 {
+            return (0, [key(prefix, "ledger", name), format!("{prefix}ledger-memory")]);
+        }
+        // Any hash that all instances share will do.
+        let part = name.bytes().fold(0usize, |hash, byte| hash.wrapping_mul(31).wrapping_add(usize::from(byte))) % self.births.len();
+        (part, [key(prefix, "ledger", &format!("{{l{part}}}{name}")), key(prefix, "ledger-memory", &format!("{{l{part}}}"))])
     }
 
-    async fn step(&self, owner: &Lease, step: &'static str, life: Duration, value: Bytes) -> StoreResult<bool> {
-        let (keys, token, life, ended) = ([self.key(&owner.key)], owner.owner.clone(), millis(life).to_string(), self.ended.clone());
+    async fn step(&self, claim: &Claim, step: &'static str, life: Duration, value: Bytes) -> StoreResult<bool> {
+        let (_, keys) = self.keys(&claim.key);
+        let (claim, life, ended) = (claim.clone(), millis(life).to_string(), self.ended.clone());
         let run = |mut conn| async move {
-            let args = [token.as_bytes(), step.as_bytes(), life.as_bytes(), &value, ended.as_bytes(), keys[0].as_bytes()];
+            let (fence, ttl) = (claim.fence.to_string(), millis(claim.ttl).to_string());
+            let args = [
+                claim.owner.as_bytes(),
+                step.as_bytes(),
+                life.as_bytes(),
+                &value,
+                ended.as_bytes(),
+                keys[0].as_bytes(),
+                fence.as_bytes(),
+                claim.fingerprint.as_bytes(),
+                ttl.as_bytes(),
+            ];
             scripts::STEP.run(&mut conn, &keys, &args).await
         };
         self.link.call(run).await
+    }
+
+    async fn enter(&self, name: &str, fingerprint: &str, lease: Duration, ttl: Duration, again: bool) -> StoreResult<Begun> {
+        let (part, keys) = self.keys(name);
+        let claim = Claim { key: name.to_owned(), owner: token(), fence: 0, fingerprint: fingerprint.to_owned(), ttl };
+        let birth = &self.births[part];
+        let (owner, marked, lease, ttl) = (claim.owner.clone(), claim.fingerprint.clone(), millis(lease).to_string(), millis(ttl).to_string());
+        let (known, again) = (birth.load(Relaxed).to_string(), if again { "1" } else { "0" });
+        let run = |mut conn| async move {
+            let args = [owner.as_bytes(), marked.as_bytes(), lease.as_bytes(), ttl.as_bytes(), known.as_bytes(), again.as_bytes()];
+            scripts::BEGIN.run(&mut conn, &keys, &args).await
+        };
+        let mut answer = self.link.call::<Vec<Value>, _>(run).await?.into_iter();
+        let state = text(answer.next())?;
+        let Some(Value::Int(born)) = answer.next() else { return Err(StoreError::Corrupt("the ledger's memory has no birth".into())) };
+        birth.store(born.unsigned_abs(), Relaxed);
+        match (state.as_str(), answer.next(), answer.next()) {
+            ("owner", Some(Value::Int(fence)), _) => Ok(Begun::Owner(Claim { fence: fence.unsigned_abs(), ..claim })),
+            ("done", fingerprint, Some(Value::BulkString(value))) => Ok(Begun::Done { fingerprint: text(fingerprint)?, value: value.into() }),
+            ("unknown", fingerprint, _) => Ok(Begun::Unknown { fingerprint: text(fingerprint)? }),
+            ("flight", fingerprint, _) => Ok(Begun::InFlight { fingerprint: text(fingerprint)? }),
+            ("lost", Some(Value::Int(left)), _) => Ok(Begun::Lost { left: Duration::from_millis(left.unsigned_abs()) }),
+            _ => Err(StoreError::Corrupt("a ledger entry is in no known state".into())),
+        }
     }
 }
 
@@ -95,42 +146,32 @@ fn text(value: Option<Value>) -> StoreResult<String> {
 #[async_trait]
 impl Ledger for RedisLedger {
     async fn begin(&self, name: &str, fingerprint: &str, lease: Duration, ttl: Duration) -> StoreResult<Begun> {
-        let keys = [self.key(name)];
-        let owner = token();
-        let (token, fingerprint, lease, ttl) = (owner.clone(), fingerprint.to_owned(), millis(lease).to_string(), millis(ttl).to_string());
-        let run = |mut conn| async move {
-            scripts::BEGIN.run(&mut conn, &keys, &[token.as_bytes(), fingerprint.as_bytes(), lease.as_bytes(), ttl.as_bytes()]).await
-        };
-        let mut answer = self.link.call::<Vec<Value>, _>(run).await?.into_iter();
-        let state = text(answer.next())?;
-        match (state.as_str(), answer.next(), answer.next()) {
-            ("owner", Some(Value::Int(fence)), _) => Ok(Begun::Owner(Lease { key: name.to_owned(), owner, fence: fence.unsigned_abs() })),
-            ("done", fingerprint, Some(Value::BulkString(value))) => Ok(Begun::Done { fingerprint: text(fingerprint)?, value: value.into() }),
-            ("unknown", fingerprint, _) => Ok(Begun::Unknown { fingerprint: text(fingerprint)? }),
-            ("flight", fingerprint, _) => Ok(Begun::InFlight { fingerprint: text(fingerprint)? }),
-            _ => Err(StoreError::Corrupt("a ledger entry is in no known state".into())),
-        }
+        self.enter(name, fingerprint, lease, ttl, false).await
     }
 
-    async fn acting(&self, owner: &Lease, lease: Duration) -> StoreResult<bool> {
+    async fn begin_again(&self, name: &str, fingerprint: &str, lease: Duration, ttl: Duration) -> StoreResult<Begun> {
+        self.enter(name, fingerprint, lease, ttl, true).await
+    }
+
+    async fn acting(&self, owner: &Claim, lease: Duration) -> StoreResult<bool> {
         self.step(owner, "acting", lease, Bytes::new()).await
     }
 
-    async fn renew(&self, owner: &Lease, lease: Duration) -> StoreResult<bool> {
+    async fn renew(&self, owner: &Claim, lease: Duration) -> StoreResult<bool> {
         self.step(owner, "renew", lease, Bytes::new()).await
     }
 
-    async fn complete(&self, owner: &Lease, value: Bytes, ttl: Duration) -> StoreResult<bool> {
+    async fn complete(&self, owner: &Claim, value: Bytes, ttl: Duration) -> StoreResult<bool> {
         self.step(owner, "complete", ttl, value).await
     }
 
-    async fn abandon(&self, owner: &Lease) -> StoreResult<bool> {
+    async fn abandon(&self, owner: &Claim) -> StoreResult<bool> {
         self.step(owner, "abandon", Duration::ZERO, Bytes::new()).await
     }
 
     async fn wait(&self, name: &str, at_most: Duration) -> StoreResult<()> {
         let started = Instant::now();
-        let waiter = self.waiters.enter(self.key(name));
+        let waiter = self.waiters.enter(self.keys(name).1[0].clone());
         let mut look = FIRST_LOOK;
         loop {
             // Made before the look, so that an end between look and sleep is not missed.

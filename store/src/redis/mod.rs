@@ -19,6 +19,7 @@ mod index;
 mod keys;
 mod ledger;
 mod link;
+mod meters;
 mod replicas;
 mod scripts;
 mod url;

@@ -6,15 +6,19 @@ use std::sync::LazyLock;
 
 /// A script and its hash.
 pub(super) struct Lua {
-    source: &'static str,
-    script: LazyLock<Script>,
+    pub(super) source: &'static str,
+    pub(super) script: LazyLock<Script>,
 }
 
 macro_rules! lua {
     ($($(#[$doc:meta])* $name:ident = $source:literal;)*) => {
-        $($(#[$doc])* pub(super) static $name: Lua = Lua { source: $source, script: LazyLock::new(|| Script::new($source)) };)*
+        $($(#[$doc])* pub(super) static $name: $crate::redis::scripts::Lua = $crate::redis::scripts::Lua {
+            source: $source,
+            script: std::sync::LazyLock::new(|| ::redis::Script::new($source)),
+        };)*
     };
 }
+pub(super) use lua;
 
 impl Lua {
     /// Runs it by its hash; where Redis does not know it (first use, restart, failover), once more with the source. All `keys` must lie in one slot.
@@ -75,31 +79,6 @@ return redis.call('PEXPIRE', KEYS[1], ARGV[2])";
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 return redis.call('DEL', KEYS[1])";
 
-    /// KEYS counters (one may come twice). ARGV cost, limit, ttl of each; none over 2^53. Whether it was allowed (1, 0), then the values.
-    TAKE = r"
-local values, asked, allowed = {}, {}, 1
-for i, key in ipairs(KEYS) do
-  if not asked[key] then
-    values[key] = tonumber(redis.call('GET', key) or 0)
-    asked[key] = values[key]
-  end
-  asked[key] = asked[key] + tonumber(ARGV[i * 3 - 2])
-  if asked[key] > tonumber(ARGV[i * 3 - 1]) then allowed = 0 end
-end
-if allowed == 1 then
-  for i, key in ipairs(KEYS) do
-    local cost = ARGV[i * 3 - 2]
-    if cost ~= '0' then
-      local fresh = values[key] == 0
-      values[key] = redis.call('INCRBY', key, cost)
-      if fresh then redis.call('PEXPIRE', key, ARGV[i * 3]) end
-    end
-  end
-end
-local answer = { allowed }
-for i, key in ipairs(KEYS) do answer[i + 1] = values[key] end
-return answer";
-
     /// KEYS counter. ARGV addend, ttl, the most it may become.
     ADD = r"
 local value, most = tonumber(redis.call('GET', KEYS[1]) or 0), tonumber(ARGV[3])
@@ -112,30 +91,55 @@ end
 if value == 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return math.min(value + tonumber(ARGV[1]), most)";
 
-    /// KEYS entry. ARGV owner, fingerprint, lease, ttl of the unknown. An entry is a hash: s state (b begun, a acting, d done), o owner,
-    /// f fingerprint, t ttl of the unknown, u end of the acting lease, v value. A begun one ends with its lease, an acting one t later.
-    /// The fence is the time in microseconds: a counter of its own would have to outlive every key that was ever used.
+    /// KEYS entry, memory. ARGV owner, fingerprint, lease, ttl of the unknown, birth of the memory as the caller knows it (0: it does not),
+    /// whether an unknown outcome is free (1). The state, the birth of the memory, and what belongs to the state. An entry is a hash: s state (b begun,
+    /// a acting, d done), o owner, f fingerprint, t ttl of the unknown, u end of the acting lease, v value. A begun one ends with its lease, an
+    /// acting one t later. The fence is the time in microseconds: a counter of its own would have to outlive every key that was ever used.
+    /// The memory is a hash too, which never ends: b its birth in microseconds, l whether someone knew of an earlier one: then this one was born of a loss.
     BEGIN = r"
 local entry = redis.call('HMGET', KEYS[1], 's', 'f', 'v', 'u')
 local time = redis.call('TIME')
-if not entry[1] then
-  redis.call('HSET', KEYS[1], 's', 'b', 'o', ARGV[1], 'f', ARGV[2], 't', ARGV[4])
-  redis.call('PEXPIRE', KEYS[1], ARGV[3])
-  return { 'owner', time[1] * 1000000 + time[2] }
+local now = time[1] * 1000000 + time[2]
+local memory = redis.call('HMGET', KEYS[2], 'b', 'l')
+local born, lost, known = tonumber(memory[1]) or now, memory[2], tonumber(ARGV[5])
+if not memory[1] then redis.call('HSET', KEYS[2], 'b', string.format('%.0f', now)) end
+if known > 0 and known ~= born and not lost then
+  redis.call('HSET', KEYS[2], 'l', '1')
+  lost = '1'
 end
-if entry[1] == 'd' then return { 'done', entry[2], entry[3] } end
-if entry[1] == 'a' and time[1] * 1000 + time[2] / 1000 >= tonumber(entry[4]) then return { 'unknown', entry[2] } end
-return { 'flight', entry[2] }";
+if entry[1] == 'd' then return { 'done', born, entry[2], entry[3] } end
+if entry[1] == 'a' and now / 1000 >= tonumber(entry[4]) then
+  if ARGV[6] ~= '1' then return { 'unknown', born, entry[2] } end
+  redis.call('DEL', KEYS[1])
+elseif entry[1] then
+  return { 'flight', born, entry[2] }
+elseif lost then
+  local left = math.ceil((born - now) / 1000 + ARGV[4])
+  if left > 0 then return { 'lost', born, left } end
+end
+redis.call('HSET', KEYS[1], 's', 'b', 'o', ARGV[1], 'f', ARGV[2], 't', ARGV[4])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return { 'owner', born, now }";
 
-    /// KEYS entry. ARGV owner, step (acting, renew, complete, abandon), lease or ttl, value, channel, message. Whether the owner still had it.
-    /// The message is a hint: a user who may not publish must not get an error for a step that was made.
+    /// KEYS entry, memory. ARGV owner, step (acting, renew, complete, abandon), lease or ttl, value, channel, message, fence, fingerprint, ttl of the
+    /// unknown. Whether the owner still had it. An entry that is gone although its memory is younger than the claim was lost: its owner makes it
+    /// again, as acting, for it may be. The message is a hint: a user who may not publish must not get an error for a step that was made.
     STEP = r"
 local entry = redis.call('HMGET', KEYS[1], 's', 'o', 'u', 't')
-if entry[2] ~= ARGV[1] or entry[1] == 'd' then return 0 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-if entry[1] == 'a' and now >= tonumber(entry[3]) then return 0 end
 local step = ARGV[2]
+if not entry[1] then
+  local born = tonumber(redis.call('HGET', KEYS[2], 'b'))
+  if born and born <= tonumber(ARGV[7]) then return 0 end
+  if not born then redis.call('HSET', KEYS[2], 'b', string.format('%.0f', time[1] * 1000000 + time[2])) end
+  redis.call('HSET', KEYS[2], 'l', '1')
+  if step == 'abandon' then return 1 end
+  redis.call('HSET', KEYS[1], 's', 'a', 'o', ARGV[1], 'f', ARGV[8], 't', ARGV[9])
+  entry = { 'a', ARGV[1], now + 1, ARGV[9] }
+end
+if entry[2] ~= ARGV[1] or entry[1] == 'd' then return 0 end
+if entry[1] == 'a' and now >= tonumber(entry[3]) then return 0 end
 if step == 'acting' or (step == 'renew' and entry[1] == 'a') then
   redis.call('HSET', KEYS[1], 's', 'a', 'u', string.format('%.0f', now + ARGV[3]))
   redis.call('PEXPIRE', KEYS[1], string.format('%.0f', ARGV[3] + entry[4]))

@@ -6,14 +6,14 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// An issuer of tokens: answers by path, and what it was asked for.
-struct Issuer {
-    url: String,
+pub(crate) struct Issuer {
+    pub(crate) url: String,
     pages: Arc<Mutex<Vec<(String, Value)>>>,
     asked: Arc<Mutex<Vec<String>>>,
 }
 
 impl Issuer {
-    async fn new() -> Issuer {
+    pub(crate) async fn new() -> Issuer {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let issuer = Issuer { url: url.clone(), pages: Arc::default(), asked: Arc::default() };
@@ -42,21 +42,21 @@ impl Issuer {
         issuer
     }
 
-    fn page(&self, path: &str, value: Value) {
+    pub(crate) fn page(&self, path: &str, value: Value) {
         self.pages.lock().push((path.into(), value));
     }
 
-    fn keys(&self, keys: &[Value]) {
+    pub(crate) fn keys(&self, keys: &[Value]) {
         self.page("/keys", json!({ "keys": keys }));
     }
 
     /// How often the key set was asked for.
-    fn fetches(&self) -> usize {
+    pub(crate) fn fetches(&self) -> usize {
         self.asked.lock().iter().filter(|p| *p == "/keys").count()
     }
 }
 
-fn rsa_jwk(kid: &str, key: &RsaKeyPair) -> Value {
+pub(crate) fn rsa_jwk(kid: &str, key: &RsaKeyPair) -> Value {
     let public = key.public_key();
     let part = |n: &[u8]| URL.encode(n);
     json!({
@@ -66,13 +66,13 @@ fn rsa_jwk(kid: &str, key: &RsaKeyPair) -> Value {
     })
 }
 
-fn ec_jwk(kid: &str, alg: &str, curve: &str) -> Value {
+pub(crate) fn ec_jwk(kid: &str, alg: &str, curve: &str) -> Value {
     let point = ec(alg).public_key().as_ref().to_vec();
     let (x, y) = point[1..].split_at((point.len() - 1) / 2);
     json!({ "kty": "EC", "kid": kid, "crv": curve, "x": URL.encode(x), "y": URL.encode(y), "alg": alg })
 }
 
-fn signed(alg: &str, kid: Option<&str>, changes: Value) -> String {
+pub(crate) fn signed(alg: &str, kid: Option<&str>, changes: Value) -> String {
     let mut claims = json!({ "iss": "i", "sub": "carol", "jti": "t-1", "exp": LATER });
     for (name, value) in changes.as_object().unwrap() {
         claims[name] = value.clone();

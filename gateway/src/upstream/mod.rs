@@ -1,0 +1,182 @@
+//! Where requests go: upstreams, their endpoints, and which endpoint is next.
+
+mod affinity;
+mod balance;
+mod endpoint;
+mod health;
+mod outlier;
+mod policy;
+mod probe;
+mod registry;
+mod speed;
+#[cfg(test)]
+mod tests;
+
+pub use endpoint::{Endpoint, InFlight};
+pub use health::{Health, State};
+pub use registry::{EndpointView, Endpoints, UpstreamView};
+
+use self::{affinity::Affinity, balance::{Balancer, Member}, health::Count, policy::Policy};
+use crate::RequestContext;
+use http::{StatusCode, request};
+use std::{sync::Arc, time::Duration};
+use weir_config::kong::{Algorithm, UpstreamSettings};
+
+/// How a try of an endpoint ended. A client that left says nothing of the endpoint and is not told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The head of an answer came.
+    Answered {
+        /// Its status.
+        status: StatusCode,
+        /// How long it took from the request's first byte.
+        after: Duration,
+    },
+    /// No connection could be made.
+    NotConnected,
+    /// No connection, or no answer, in time.
+    TimedOut,
+    /// The connection broke before a whole head of an answer had come, or what came was no answer.
+    Broken,
+}
+
+/// A set of endpoints with weights, and the rules by which one is picked. The endpoints outlive it: see [`Endpoints`].
+pub struct Upstream {
+    /// Its name, or `host:port` of a service without one.
+    pub name: String,
+    algorithm: Algorithm,
+    balancer: Balancer,
+    /// Of weight 0: they get nothing, and what is under way there goes on.
+    resting: Vec<Arc<Endpoint>>,
+    policy: Policy,
+    affinity: Affinity,
+    compared: outlier::Compared,
+}
+
+impl Upstream {
+    /// A set that is used in turn, with the usual rules; endpoints of weight 0 get nothing.
+    pub fn new(name: String, endpoints: Vec<(Arc<Endpoint>, u32)>) -> Upstream {
+        Self::made(name, endpoints, Algorithm::RoundRobin, Policy::default(), Affinity::default())
+    }
+
+    /// A set with the rules of an upstream entity.
+    pub fn with_settings(settings: &UpstreamSettings, endpoints: Vec<(Arc<Endpoint>, u32)>) -> Upstream {
+        Self::made(settings.name.clone(), endpoints, settings.algorithm, Policy::new(settings), Affinity::new(settings))
+    }
+
+    fn made(name: String, endpoints: Vec<(Arc<Endpoint>, u32)>, algorithm: Algorithm, policy: Policy, affinity: Affinity) -> Upstream {
+        let resting = endpoints.iter().filter(|(_, weight)| *weight == 0).map(|(e, _)| e.clone()).collect();
+        Upstream { name, algorithm, balancer: Balancer::new(algorithm, endpoints, policy.slots), resting, policy, affinity, compared: Default::default() }
+    }
+
+    /// The endpoints that get traffic.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.balancer.members.iter().map(|m| &m.endpoint)
+    }
+
+    /// What consistent hashing hashes of this request, for [`Upstream::pick_for`]; `None` with other algorithms, or if the request has
+    /// none of it. A client without the cookie that is hashed gets one with its answer.
+    pub fn hash(&self, cx: &mut RequestContext, request: &request::Parts) -> Option<u64> {
+        self.affinity.hash(cx, request)
+    }
+
+    /// [`Upstream::pick_for`] a request that has nothing to hash.
+    pub fn pick(&self, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        self.pick_for(None, tried)
+    }
+
+    /// The next endpoint among those that are in and not in `tried`. When fewer are in than the panic threshold wants, all count as in
+    /// but those that drain: a guess is better than a refusal. `None`: all were tried, or drain, or there are none, or health is below
+    /// the threshold under which the upstream serves nothing.
+    pub fn pick_for(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        let policy = &self.policy;
+        let untried = |e: &Arc<Endpoint>| !tried.iter().any(|t| Arc::ptr_eq(t, e));
+        if let ([only], true) = (self.balancer.members.as_slice(), policy.panic > 0 && policy.threshold == 0.0) {
+            return (untried(&only.endpoint) && !only.endpoint.health.is_draining()).then(|| only.endpoint.clone());
+        }
+        let healthy = if policy.panic > 1 || policy.threshold > 0.0 { self.healthy_percent() } else { 100.0 };
+        if healthy < policy.threshold {
+            return None;
+        }
+        if healthy >= f64::from(policy.panic) {
+            let share = |m: &Member| if untried(&m.endpoint) { m.endpoint.health.share(policy.slow_start) } else { 0.0 };
+            // A second look where an endpoint whose time out is over was just taken by another request that tries it.
+            for _ in 0..self.balancer.members.len() {
+                let Some(chosen) = self.balancer.choose(hash, policy, &share) else { break };
+                let endpoint = &self.balancer.members[chosen].endpoint;
+                if endpoint.health.enter(policy.fail_timeout) {
+                    return Some(endpoint.clone());
+                }
+            }
+        }
+        if policy.panic == 0 || (healthy >= f64::from(policy.panic) && self.healthy_percent() >= f64::from(policy.panic)) {
+            return None;
+        }
+        let share = |m: &Member| if untried(&m.endpoint) && !m.endpoint.health.is_draining() { 1.0 } else { 0.0 };
+        self.balancer.choose(hash, policy, &share).map(|chosen| self.balancer.members[chosen].endpoint.clone())
+    }
+
+    /// The algorithm as configurations spell it.
+    fn algorithm_name(&self) -> &'static str {
+        match self.algorithm {
+            Algorithm::RoundRobin => "round-robin",
+            Algorithm::LeastConnections => "least-connections",
+            Algorithm::ConsistentHashing => "consistent-hashing",
+            Algorithm::Latency => "latency",
+        }
+    }
+
+    /// The part of the weight that is in, of what does not drain.
+    fn healthy_percent(&self) -> f64 {
+        let (mut healthy, mut all) = (0.0, 0.0);
+        for member in self.balancer.members.iter().filter(|m| !m.endpoint.health.is_draining()) {
+            let weight = f64::from(member.weight);
+            all += weight;
+            healthy += if member.endpoint.health.share(self.policy.slow_start) > 0.0 { weight } else { 0.0 };
+        }
+        if all == 0.0 { 0.0 } else { healthy * 100.0 / all }
+    }
+
+    /// Tells how a try of an endpoint ended.
+    pub fn report(&self, endpoint: &Endpoint, outcome: Outcome) {
+        let policy = &self.policy;
+        let health = &endpoint.health;
+        if let Outcome::Answered { after, .. } = outcome {
+            endpoint.speed.observe(after);
+        }
+        if policy.outlier.is_some() {
+            self.compare(endpoint, outcome);
+        }
+        let passive = &policy.passive;
+        let (what, limit, reason) = match outcome {
+            Outcome::Answered { status, .. } if policy.is_failing(status) => (Count::Http, passive.http_failures, "failing answers"),
+            Outcome::Answered { status, .. } => {
+                if !(status.is_server_error() && policy.outlier.is_some()) && health.succeeded(policy.slow_start) {
+                    tracing::info!(upstream = self.name, endpoint = endpoint.name, "endpoint is back");
+                }
+                return;
+            }
+            Outcome::NotConnected | Outcome::Broken => (Count::Tcp, passive.tcp_failures, "failed connections"),
+            Outcome::TimedOut => (Count::Timeouts, passive.timeouts, "timeouts"),
+        };
+        if limit > 0 && health.count(what, None) >= limit {
+            if policy.probes_bring_back() {
+                self.left_out(endpoint, health.down(reason), reason);
+            } else {
+                self.left_out(endpoint, health.eject(policy.fail_timeout, reason), reason);
+            }
+        }
+        let failed = !matches!(outcome, Outcome::Answered { .. });
+        if failed && policy.max_fails > 0 && health.count(Count::Fails, Some(policy.fail_timeout)) >= policy.max_fails {
+            self.left_out(endpoint, health.eject(policy.fail_timeout, "failed tries"), "failed tries");
+        }
+    }
+
+    /// Counts and logs that an endpoint is out, if it is new.
+    fn left_out(&self, endpoint: &Endpoint, new: bool, reason: &str) {
+        if new {
+            endpoint.left_out.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            tracing::warn!(upstream = self.name, endpoint = endpoint.name, reason, "endpoint is left out");
+        }
+    }
+}

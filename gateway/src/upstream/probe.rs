@@ -1,0 +1,191 @@
+//! Active checks: each endpoint of an upstream is asked every so often how it is, as long as its configuration is in force.
+
+use super::{Endpoint, State, Upstream, health::Count};
+use bytes::Bytes;
+use futures_util::{StreamExt, stream};
+use http::{Request, StatusCode, header};
+use http_body_util::Empty;
+use hyper_rustls::ConfigBuilderExt;
+use hyper_util::rt::TokioIo;
+use rustls::{
+    ClientConfig, DigitallySignedStruct, SignatureScheme,
+    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    pki_types::{CertificateDer, ServerName, UnixTime},
+};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+    task::AbortHandle,
+};
+use tokio_rustls::TlsConnector;
+use weir_config::kong::{ActiveCheck, CheckKind};
+
+/// Begins the checks of an upstream, if it wants any.
+pub(super) fn begin(upstream: &Arc<Upstream>) -> Option<AbortHandle> {
+    let check = &upstream.policy.active;
+    if check.healthy.interval <= 0.0 && check.unhealthy.interval <= 0.0 {
+        return None;
+    }
+    let tls = matches!(check.kind, CheckKind::Https).then(|| TlsConnector::from(Arc::new(tls(check))));
+    Some(tokio::spawn(run(upstream.clone(), tls)).abort_handle())
+}
+
+async fn run(upstream: Arc<Upstream>, tls: Option<TlsConnector>) {
+    let check = &upstream.policy.active;
+    let mut due: Vec<(Arc<Endpoint>, Instant)> = upstream.endpoints().map(|e| (e.clone(), Instant::now())).collect();
+    let interval = |endpoint: &Endpoint| {
+        let seconds = if endpoint.health.state() == State::Down { check.unhealthy.interval } else { check.healthy.interval };
+        (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
+    };
+    loop {
+        let now = Instant::now();
+        let ready = due.iter().filter(|(endpoint, at)| *at <= now && interval(endpoint).is_some()).map(|(endpoint, _)| endpoint);
+        let (upstream_ref, tls_ref) = (&upstream, &tls);
+        stream::iter(ready.cloned().collect::<Vec<_>>())
+            .for_each_concurrent(check.concurrency.max(1) as usize, async move |endpoint| {
+                let found = ask(check, tls_ref.as_ref(), &endpoint).await;
+                upstream_ref.probed(&endpoint, found);
+            })
+            .await;
+        let done = Instant::now();
+        for (endpoint, at) in due.iter_mut().filter(|(_, at)| *at <= now) {
+            // An endpoint that is not to be asked in its present state is looked at again soon: its state may change.
+            *at = done + interval(endpoint).unwrap_or(Duration::from_secs(1));
+        }
+        let next = due.iter().map(|(_, at)| *at).min().unwrap_or(done + Duration::from_secs(1));
+        tokio::time::sleep_until(next.into()).await;
+    }
+}
+
+/// What a probe found.
+enum Found {
+    Status(StatusCode),
+    Connected,
+    Refused,
+    Late,
+}
+
+async fn ask(check: &ActiveCheck, tls: Option<&TlsConnector>, endpoint: &Endpoint) -> Found {
+    let timeout = if check.timeout > 0.0 { Duration::from_secs_f64(check.timeout) } else { Duration::from_secs(1) };
+    match tokio::time::timeout(timeout, ask_now(check, tls, endpoint)).await {
+        Ok(found) => found.unwrap_or(Found::Refused),
+        Err(_) => Found::Late,
+    }
+}
+
+/// `None`: no connection, or no answer by it.
+async fn ask_now(check: &ActiveCheck, tls: Option<&TlsConnector>, endpoint: &Endpoint) -> Option<Found> {
+    let addresses = endpoint.addresses().await.ok()?;
+    let stream = TcpStream::connect(&addresses[..]).await.ok()?;
+    match (check.kind, tls) {
+        (CheckKind::Https, Some(tls)) => {
+            let name = check.https_sni.clone().unwrap_or_else(|| endpoint.host.clone());
+            let stream = tls.connect(ServerName::try_from(name).ok()?, stream).await.ok()?;
+            status(check, endpoint, stream).await
+        }
+        (CheckKind::Http, _) => status(check, endpoint, stream).await,
+        _ => Some(Found::Connected),
+    }
+}
+
+async fn status(check: &ActiveCheck, endpoint: &Endpoint, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Option<Found> {
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
+    let host = check.https_sni.as_ref().filter(|_| check.kind == CheckKind::Https).unwrap_or(&endpoint.name);
+    let mut request = Request::get(&check.http_path).header(header::USER_AGENT, concat!("weir/", env!("CARGO_PKG_VERSION"), " (health check)"));
+    let named = |name: &str| check.headers.keys().any(|n| n.eq_ignore_ascii_case(name));
+    if !named("host") {
+        request = request.header(header::HOST, host);
+    }
+    request = request.header(header::CONNECTION, "close");
+    for (name, values) in &check.headers {
+        for value in values {
+            request = request.header(name, value);
+        }
+    }
+    let request = request.body(Empty::<Bytes>::new()).ok()?;
+    // The connection ends with the probe: its body is not wanted.
+    tokio::select! {
+        biased;
+        answer = sender.send_request(request) => Some(Found::Status(answer.ok()?.status())),
+        _ = connection => None,
+    }
+}
+
+impl Upstream {
+    /// Takes a probe's finding into account.
+    fn probed(&self, endpoint: &Endpoint, found: Found) {
+        let check = &self.policy.active;
+        let health = &endpoint.health;
+        let says = |list: &Option<Vec<u16>>, otherwise: &[u16], status: StatusCode| list.as_deref().unwrap_or(otherwise).contains(&status.as_u16());
+        let (what, limit, reason) = match found {
+            Found::Connected => return self.probed_well(endpoint),
+            Found::Status(status) if says(&check.healthy.http_statuses, &[200, 302], status) => return self.probed_well(endpoint),
+            Found::Status(status) if says(&check.unhealthy.http_statuses, &[429, 404, 500, 501, 502, 503, 504, 505], status) => {
+                (Count::Http, check.unhealthy.http_failures, "probes are answered with failures")
+            }
+            // Neither good nor bad.
+            Found::Status(_) => return,
+            Found::Refused => (Count::Tcp, check.unhealthy.tcp_failures, "probes find no connection"),
+            Found::Late => (Count::Timeouts, check.unhealthy.timeouts, "probes are not answered in time"),
+        };
+        health.probed_ill();
+        if limit > 0 && health.count(what, None) >= limit {
+            self.left_out(endpoint, health.down(reason), reason);
+        }
+    }
+
+    fn probed_well(&self, endpoint: &Endpoint) {
+        if endpoint.health.probed_well(self.policy.active.healthy.successes, self.policy.slow_start) {
+            tracing::info!(upstream = self.name, endpoint = endpoint.name, "probes find the endpoint well again");
+        }
+    }
+}
+
+fn tls(check: &ActiveCheck) -> ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = || ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().expect("the provider knows TLS 1.2 and 1.3");
+    if !check.https_verify_certificate {
+        let verifier = Arc::new(Unverified(provider.signature_verification_algorithms.supported_schemes()));
+        return builder().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
+    }
+    match builder().with_native_roots() {
+        Ok(config) => config.with_no_client_auth(),
+        Err(error) => {
+            tracing::warn!(%error, "no root certificates: https probes can not be verified");
+            builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
+        }
+    }
+}
+
+/// For `https_verify_certificate: false`: a probe tells nothing secret.
+#[derive(Debug)]
+struct Unverified(Vec<SignatureScheme>);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn verify_tls13_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.clone()
+    }
+}

@@ -1,0 +1,92 @@
+//! How long things took, told to the client, by Weir's names or by Kong's.
+
+use http::{HeaderMap, HeaderName, HeaderValue, header};
+use std::time::Duration;
+use weir_config::HeaderNames;
+use weir_gateway::RequestContext;
+
+struct Names {
+    upstream: HeaderName,
+    proxy: HeaderName,
+    response: HeaderName,
+    id: Option<HeaderName>,
+}
+
+static WEIR: Names = Names {
+    upstream: HeaderName::from_static("x-weir-upstream-latency"),
+    proxy: HeaderName::from_static("x-weir-proxy-latency"),
+    response: HeaderName::from_static("x-weir-response-latency"),
+    id: None,
+};
+static KONG: Names = Names {
+    upstream: HeaderName::from_static("x-kong-upstream-latency"),
+    proxy: HeaderName::from_static("x-kong-proxy-latency"),
+    response: HeaderName::from_static("x-kong-response-latency"),
+    id: Some(KONG_REQUEST_ID),
+};
+/// The request's id by Kong's name.
+pub const KONG_REQUEST_ID: HeaderName = HeaderName::from_static("x-kong-request-id");
+
+/// Puts the times on an answer, in milliseconds. One from the service: how long the service took, and how long the gateway did before
+/// it asked. One made here: how long that took. What a service says under these names goes.
+pub fn tell(headers: &mut HeaderMap, cx: &RequestContext, names: HeaderNames) {
+    let names = match names {
+        HeaderNames::Off => return,
+        HeaderNames::Weir => &WEIR,
+        HeaderNames::Kong => &KONG,
+    };
+    for name in [&names.upstream, &names.proxy, &names.response] {
+        headers.remove(name);
+    }
+    let millis = |time: Duration| HeaderValue::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
+    match (cx.answered_by, cx.times.forwarded, cx.times.upstream) {
+        ("upstream", Some(forwarded), Some(answered)) => {
+            headers.insert(&names.upstream, millis(answered.saturating_sub(forwarded)));
+            headers.insert(&names.proxy, millis(forwarded));
+            headers.append(header::VIA, HeaderValue::from_static("1.1 weir"));
+        }
+        _ => {
+            headers.insert(&names.response, millis(cx.started.elapsed()));
+        }
+    }
+    if let (Some(name), Ok(id)) = (&names.id, HeaderValue::from_str(cx.id.as_str())) {
+        headers.insert(name, id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use weir_gateway::{Client, Scheme};
+
+    fn told(names: HeaderNames, answered_by: &'static str) -> Vec<(String, String)> {
+        let ip = std::net::IpAddr::from([192, 0, 2, 7]);
+        let mut cx = RequestContext::new(Client { ip, peer: ip, scheme: Scheme::Http, host: "a".into(), port: 80, trusted: false, sni: None });
+        cx.answered_by = answered_by;
+        cx.times.forwarded = Some(Duration::from_micros(2900));
+        cx.times.upstream = Some(Duration::from_millis(45));
+        let mut headers = HeaderMap::new();
+        headers.insert("x-kong-proxy-latency", HeaderValue::from_static("made up"));
+        headers.insert(header::VIA, HeaderValue::from_static("1.1 site"));
+        tell(&mut headers, &cx, names);
+        let id = cx.id.as_str().to_owned();
+        headers.iter().map(|(name, value)| (name.to_string(), value.to_str().unwrap().replace(&id, "id"))).collect()
+    }
+
+    fn all(names: HeaderNames, answered_by: &'static str) -> String {
+        let mut list: Vec<String> = told(names, answered_by).into_iter().map(|(name, value)| format!("{name}={value}")).collect();
+        list.sort();
+        list.join(" ")
+    }
+
+    #[test]
+    fn each_kind_of_answer_has_its_fields() {
+        assert_eq!(all(HeaderNames::Kong, "upstream"), "via=1.1 site via=1.1 weir x-kong-proxy-latency=2 x-kong-request-id=id x-kong-upstream-latency=42");
+        assert_eq!(all(HeaderNames::Weir, "upstream"), "via=1.1 site via=1.1 weir x-kong-proxy-latency=made up x-weir-proxy-latency=2 x-weir-upstream-latency=42");
+        assert_eq!(all(HeaderNames::Off, "upstream"), "via=1.1 site x-kong-proxy-latency=made up");
+        let made_here = told(HeaderNames::Kong, "key-auth");
+        let name = |wanted: &str| made_here.iter().find(|(name, _)| name == wanted).map(|(_, value)| value.clone());
+        assert!(name("x-kong-response-latency").is_some_and(|ms| ms.parse::<u64>().is_ok()));
+        assert_eq!((name("x-kong-upstream-latency"), name("x-kong-proxy-latency"), name("x-kong-request-id")), (None, None, Some("id".into())));
+    }
+}

@@ -1,0 +1,169 @@
+//! What comes with Kong's file, from end to end: what services and clients see of the gateway, warnings, and requests that are checked.
+
+use serde_json::{Value, json};
+use weir_tests::{Answer, Config, Outcome, Shop, Weir, eventually};
+
+/// A gateway with one service that echoes, and routes to it.
+async fn gateway(shop: &Shop, headers: &str, routes: Value) -> Weir {
+    let service = json!({ "name": "s", "url": shop.stubs.products.url(), "routes": routes });
+    Weir::start(&Config(json!({ "gateway": { "headers": headers, "_format_version": "3.0", "services": [service] } }))).await
+}
+
+/// What the service saw of the last request.
+fn seen(shop: &Shop, name: &str) -> Option<String> {
+    shop.stubs.products.handle().requests().pop().and_then(|request| request.header(name).map(str::to_owned))
+}
+
+fn millis(answer: &Answer, name: &str) -> u64 {
+    answer.must(name).parse().unwrap_or_else(|_| panic!("{name} is no number: {answer:#?}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_are_told_who_asks_and_how_whatever_the_client_says() {
+    let shop = Shop::start().await;
+    let weir = gateway(&shop, "weir", json!([{ "name": "r", "paths": ["/shop"] }, { "name": "kept", "paths": ["/kept"], "strip_path": false, "preserve_host": true }])).await;
+    let port = weir.gateway().0.port().to_string();
+    let lies = [
+        ("x-forwarded-for", "6.6.6.6"),
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-host", "evil.test"),
+        ("x-forwarded-port", "443"),
+        ("x-forwarded-prefix", "/evil"),
+        ("x-forwarded-path", "/evil"),
+        ("x-real-ip", "6.6.6.6"),
+        ("x-consumer-username", "admin"),
+        ("x-kong-request-id", "mine"),
+        ("via", "1.0 client"),
+    ];
+    weir.gateway().get("/shop/api/products?a=1").headers(lies).send().await;
+    for (name, value) in [
+        ("x-forwarded-for", Some("127.0.0.1")),
+        ("x-forwarded-proto", Some("http")),
+        ("x-forwarded-host", Some("shop.test")),
+        ("x-forwarded-prefix", Some("/shop")),
+        ("x-forwarded-path", Some("/shop/api/products")),
+        ("x-real-ip", Some("127.0.0.1")),
+        ("x-consumer-username", None),
+        ("via", Some("1.0 client, 1.1 weir")),
+    ] {
+        assert_eq!(seen(&shop, name).as_deref(), value, "{name}");
+    }
+    assert_eq!(seen(&shop, "x-forwarded-port").as_deref(), Some(&*port));
+    assert_eq!(seen(&shop, "x-request-id").map(|id| id.len()), Some(32));
+    weir.gateway().get("/kept/x").send().await;
+    assert_eq!((seen(&shop, "x-forwarded-prefix"), seen(&shop, "host").as_deref()), (None, Some("shop.test")));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_tell_times_by_weirs_names_or_by_kongs() {
+    let shop = Shop::start().await;
+    let routes = json!([
+        { "name": "r", "paths": ["/shop"] },
+        { "name": "ends", "paths": ["/ends"], "plugins": [{ "name": "request-termination", "config": { "status_code": 403 } }] },
+    ]);
+    let weir = gateway(&shop, "kong", routes.clone()).await;
+    let answer = weir.gateway().get("/shop/api/products").send().await;
+    let _ = (millis(&answer, "x-kong-upstream-latency"), millis(&answer, "x-kong-proxy-latency"));
+    assert!(!answer.has("x-kong-response-latency") && !answer.has("x-weir-upstream-latency"), "{answer:#?}");
+    assert_eq!(answer.must("via"), "1.1 weir");
+    assert_eq!(seen(&shop, "x-kong-request-id").as_deref(), Some(answer.must("x-kong-request-id")));
+    for (target, status) in [("/ends", 403), ("/nowhere", 404)] {
+        let answer = weir.gateway().get(target).send().await.expect(status);
+        let _ = millis(&answer, "x-kong-response-latency");
+        assert!(!answer.has("x-kong-upstream-latency") && answer.has("x-kong-request-id"), "{answer:#?}");
+    }
+    let weir = gateway(&shop, "weir", routes.clone()).await;
+    let answer = weir.gateway().get("/shop/api/products").send().await;
+    let _ = (millis(&answer, "x-weir-upstream-latency"), millis(&answer, "x-weir-proxy-latency"));
+    assert!(answer.has("x-request-id") && !answer.has("x-kong-upstream-latency") && !answer.has("x-kong-request-id"), "{answer:#?}");
+    assert_eq!(seen(&shop, "x-kong-request-id"), None);
+    let weir = gateway(&shop, "off", routes).await;
+    let answer = weir.gateway().get("/shop/api/products").send().await;
+    assert!(!["x-weir-upstream-latency", "x-weir-proxy-latency", "x-weir-response-latency", "via"].iter().any(|name| answer.has(name)), "{answer:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn short_bodies_are_there_whole_before_the_service_is_asked_unless_the_route_says_no() {
+    let shop = Shop::start().await;
+    let weir = gateway(&shop, "weir", json!([{ "name": "waits", "paths": ["/waits"] }, { "name": "streams", "paths": ["/streams"], "request_buffering": false }])).await;
+    let in_flight = || shop.stubs.products.handle().stats().in_flight;
+    let mut slow = weir.gateway().connect().await;
+    slow.send("POST /streams/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab").await;
+    eventually("the request is under way without its body", async || (in_flight() == 1).then_some(())).await;
+    slow.send("cd").await;
+    slow.answer("POST").await.expect("an answer");
+
+    let mut slow = weir.gateway().connect().await;
+    slow.send("POST /waits/echo HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nab").await;
+    // Another request overtakes it, from the same client and to the same service.
+    weir.gateway().post("/waits/echo", "text/plain", "whole").send().await;
+    eventually("nothing is under way", async || (in_flight() == 0).then_some(())).await;
+    let targets: Vec<String> = shop.stubs.products.handle().requests().into_iter().map(|r| r.target).collect();
+    assert_eq!(targets, ["/echo", "/echo"]);
+    slow.send("cd").await;
+    slow.answer("POST").await.expect("an answer");
+    assert_eq!(shop.stubs.products.handle().requests().pop().map(|r| r.target), Some("/echo".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_does_not_fit_its_document_never_reaches_the_service() {
+    let shop = Shop::start().await;
+    let weir = gateway(&shop, "weir", json!([])).await;
+    let document = "openapi: 3.1.0\npaths:\n  /api/products/{id}:\n    get: {parameters: [{name: id, in: path, required: true, schema: {type: integer}}]}\n  /api/products:\n    post: {requestBody: {required: true, content: {application/json: {schema: {type: object, required: [name]}}}}}\n";
+    std::fs::write(weir.folder().join("shop.yaml"), document).expect("written");
+    let plugins = json!([{ "name": "request-validation", "config": { "openapi": "shop.yaml", "max_body": "1KB" } }]);
+    let service = json!({ "name": "s", "url": shop.stubs.products.url(), "routes": [{ "name": "r", "paths": ["/api"], "strip_path": false, "plugins": plugins }] });
+    weir.write(&Config(json!({ "gateway": { "_format_version": "3.0", "services": [service] } })));
+    weir.hang_up();
+    let door = weir.gateway();
+    eventually("the document", async || (door.get("/api/other").send().await.text().contains("not described")).then_some(())).await;
+    let stub = shop.stubs.products.handle();
+    stub.reset();
+    let answer = door.get("/api/products/x").send().await.expect(400);
+    assert_eq!(answer.json()["errors"][0], json!({ "in": "path", "name": "id", "message": "the value is not of type \"integer\"" }));
+    let answer = door.post_json("/api/products", &json!({})).send().await.expect(400);
+    assert_eq!(answer.json()["errors"][0], json!({ "in": "body", "path": "", "message": "\"name\" is a required property" }));
+    door.post_json("/api/products", &json!({ "name": "x".repeat(2000) })).send().await.expect(413);
+    door.post("/api/products", "text/plain", "x").send().await.expect(415);
+    assert_eq!(door.ask("DELETE", "/api/products/7").send().await.expect(405).must("allow"), "GET, HEAD");
+    assert_eq!(stub.hits(), 0);
+    door.get("/api/products/7").header("x-stub-status", "200").send().await;
+    door.post_json("/api/products", &json!({ "name": "a" })).header("x-stub-status", "200").send().await;
+    assert_eq!(stub.hits(), 2);
+}
+
+/// What `weir check` says of a Kong file.
+fn check(text: &str) -> Outcome {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("kong.yml");
+    std::fs::write(&path, text).expect("written");
+    Outcome::of(&["check", &path.to_string_lossy()])
+}
+
+#[test]
+fn what_is_probably_not_meant_is_warned_of() {
+    let outcome = check(
+        "_format_version: '3.0'\nservices:\n- name: a\n  url: http://a\n  routes:\n  - {name: one, paths: ['/v[0-9]/x', /b]}\n  - {name: two, paths: [/b]}\n- {name: a, url: 'http://b'}\nconsumers:\n- {username: u, keyauth_credentials: [{key: $KEY}]}\nplugins:\n- {name: rate-limiting, config: {second: 5, minute: 300}}\n- {name: request-size-limiting, config: {allowed_payload_size: 101}}\n- {name: request-termination, config: {message: hunter2}, enabled: false}\n- {name: jwt, consumer: u, enabled: false}\n",
+    );
+    assert_eq!(outcome.code, Some(0), "{}", outcome.out);
+    for message in [
+        "this looks like a regex but is matched as a plain prefix",
+        "the route `two` is never reached by this: `one` matches the same",
+        "the service `a` is defined a second time",
+        "a secret is written in the file",
+        "`$KEY` is taken as it stands",
+        "the limit of the minute is never reached: that of the second lets at most 300 pass in it",
+        "this limit is never reached: the server takes no body over 104857600 bytes",
+    ] {
+        assert!(outcome.out.contains(&format!("warning: {message}")), "{message}\n{}", outcome.out);
+    }
+}
+
+#[test]
+fn kongs_usual_files_are_read_without_an_error() {
+    // As the tools of a backend in a box write it, with expressions in headers.
+    let outcome = check(
+        "_format_version: '2.1'\n_transform: true\nconsumers:\n- username: DASHBOARD\n- username: anon\n  keyauth_credentials: [{key: abc}]\nacls: [{consumer: anon, group: anon}]\nbasicauth_credentials: [{consumer: DASHBOARD, username: u, password: p}]\nservices:\n- name: rest-v1\n  _comment: 'PostgREST: /rest/v1/* -> http://rest:3000/*'\n  url: http://rest:3000/\n  routes: [{name: rest-v1-all, strip_path: true, paths: [/rest/v1/]}]\n  plugins:\n  - name: cors\n  - {name: key-auth, config: {hide_credentials: false}}\n  - name: request-transformer\n    config:\n      add: {headers: [\"Authorization: $((headers.authorization ~= nil and headers.authorization:sub(1, 10) ~= 'Bearer sb_' and headers.authorization) or (headers.apikey == 'secret' and 'Bearer token') or headers.apikey)\"]}\n      replace: {querystring: [\"apikey:$((query_params.apikey == 'secret' and 'token') or query_params.apikey)\"]}\n  - {name: acl, config: {hide_groups_header: true, allow: [admin, anon]}}\n- name: realtime\n  url: http://realtime:4000/socket\n  protocol: ws\n  routes: [{name: realtime-all, paths: [/realtime/v1/]}]\n",
+    );
+    assert!(outcome.out.contains(" 0 errors"), "{}", outcome.out);
+}

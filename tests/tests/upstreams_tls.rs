@@ -1,0 +1,128 @@
+//! TLS and HTTP/2 towards upstreams: who is trusted, what is shown, and how many requests share a connection.
+
+use http::{Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+};
+use serde_json::json;
+use std::{
+    convert::Infallible,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+use weir_tests::{
+    Config, Weir,
+    tls::{Authority, Issued},
+};
+
+/// A service over TLS that says by which protocol it was asked, and counts its connections.
+async fn upstream(tls: TlsAcceptor) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let connections = Arc::new(AtomicUsize::new(0));
+    let count = connections.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let (tls, count) = (tls.clone(), count.clone());
+            tokio::spawn(async move {
+                let Ok(stream) = tls.accept(stream).await else { return };
+                count.fetch_add(1, Relaxed);
+                let name = stream.get_ref().1.server_name().unwrap_or("-").to_owned();
+                let answer = service_fn(move |request: Request<Incoming>| {
+                    let name = name.clone();
+                    async move {
+                        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+                        let version = format!("{:?}", request.version());
+                        let host = request.uri().authority().map(ToString::to_string);
+                        let body = request.into_body().collect().await.map(|b| b.to_bytes().len()).unwrap_or_default();
+                        let text = json!({ "version": version, "name": name, "host": host, "body": body }).to_string();
+                        Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from(text)))
+                    }
+                });
+                let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), answer).await;
+            });
+        }
+    });
+    (address, connections)
+}
+
+fn config(address: SocketAddr, service: serde_json::Value, authority: &Authority, own: &Issued) -> Config {
+    let mut entry = json!({ "name": "one", "url": format!("https://localhost:{}", address.port()), "retries": 0, "routes": [{ "name": "one", "paths": ["/"] }] });
+    entry.as_object_mut().expect("a mapping").extend(service.as_object().expect("a mapping").clone());
+    Config(json!({
+        "server": { "threads": 1 },
+        "gateway": {
+            "_format_version": "3.0",
+            "services": [entry],
+            "ca_certificates": [{ "id": "ca", "cert": authority.cert }],
+            "certificates": [{ "id": "own", "cert": own.cert, "key": own.key }],
+        },
+    }))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_must_show_a_certificate_of_a_known_authority_for_its_name() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let right = authority.issue(&["DNS:localhost"]);
+    let (address, _) = upstream(authority.server(&right, false, &[])).await;
+    let (misnamed, _) = upstream(authority.server(&authority.issue(&["DNS:other.example"]), false, &[])).await;
+    for (address, service, status) in [
+        (address, json!({}), 502),
+        (address, json!({ "ca_certificates": ["ca"] }), 200),
+        (misnamed, json!({ "ca_certificates": ["ca"] }), 502),
+        (misnamed, json!({ "tls_verify": false }), 200),
+    ] {
+        let weir = Weir::start(&config(address, service.clone(), &authority, &right)).await;
+        let answer = weir.gateway().get("/").send().await;
+        assert_eq!(answer.status, status, "{service}: {}", answer.text());
+        if status == 502 {
+            assert_eq!(answer.must("x-weir-reason"), "tls");
+        } else {
+            assert_eq!(answer.json()["name"], "localhost");
+        }
+    }
+    let weir = Weir::start(&config(address, json!({ "ca_certificates": ["ca"] }), &stranger, &right)).await;
+    weir.gateway().get("/").send().await.expect(502);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_may_want_a_certificate_of_weir() {
+    let authority = Authority::new();
+    let (server, own) = (authority.issue(&["DNS:localhost"]), authority.issue(&["DNS:weir.example"]));
+    let (address, _) = upstream(authority.server(&server, true, &[])).await;
+    let weir = Weir::start(&config(address, json!({ "ca_certificates": ["ca"] }), &authority, &own)).await;
+    weir.gateway().get("/").send().await.expect(502);
+    let shown = json!({ "ca_certificates": ["ca"], "client_certificate": { "id": "own" } });
+    weir.write(&config(address, shown, &authority, &own));
+    weir.admin().ask("POST", "/reload").body("").send().await.expect(200);
+    weir.gateway().get("/").send().await.expect(200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_requests_share_an_http2_connection() {
+    let authority = Authority::new();
+    let own = authority.issue(&["DNS:localhost"]);
+    for (offered, version) in [(&["h2", "http/1.1"][..], "HTTP/2.0"), (&["http/1.1"], "HTTP/1.1")] {
+        let (address, connections) = upstream(authority.server(&own, false, offered)).await;
+        let weir = Weir::start(&config(address, json!({ "ca_certificates": ["ca"], "http2": true }), &authority, &own)).await;
+        let asks = (0..40).map(|number| weir.gateway().post("/", "text/plain", vec![b'x'; number * 10_000]).host("shop.test").send());
+        for (number, answer) in futures_util::future::join_all(asks).await.into_iter().enumerate() {
+            let said = answer.expect(200).json();
+            assert_eq!(said["version"], version);
+            assert_eq!(said["body"], number * 10_000);
+        }
+        if version == "HTTP/2.0" {
+            assert_eq!(connections.load(Relaxed), 1);
+        } else {
+            assert!(connections.load(Relaxed) > 1);
+        }
+    }
+}
