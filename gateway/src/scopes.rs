@@ -139,12 +139,48 @@ fn specificity(entry: &PluginEntry, route: Option<usize>, service: Option<usize>
     })
 }
 
+/// All plugins by where they apply, so that a route looks only at those that may be its own.
+pub(crate) struct Places<'a> {
+    by_route: HashMap<usize, Vec<&'a Scoped<'a>>>,
+    /// Of a service, whatever the route.
+    by_service: HashMap<usize, Vec<&'a Scoped<'a>>>,
+    /// Of neither.
+    anywhere: Vec<&'a Scoped<'a>>,
+    /// Consumers with plugins of their own, or of a group of theirs.
+    with_own: BTreeSet<usize>,
+}
+
+impl<'a> Places<'a> {
+    /// Sorts the plugins.
+    pub(crate) fn new(gateway: &Gateway, plugins: &'a [Scoped<'a>]) -> Places<'a> {
+        let mut places = Places { by_route: HashMap::new(), by_service: HashMap::new(), anywhere: vec![], with_own: BTreeSet::new() };
+        for scoped in plugins {
+            match (scoped.entry.route, scoped.entry.service) {
+                (Some(route), _) => places.by_route.entry(route).or_default().push(scoped),
+                (None, Some(service)) => places.by_service.entry(service).or_default().push(scoped),
+                (None, None) => places.anywhere.push(scoped),
+            }
+        }
+        places.with_own.extend(plugins.iter().filter_map(|p| p.entry.consumer).filter(|c| *c < gateway.consumers.len()));
+        if plugins.iter().any(|p| p.entry.group.is_some()) {
+            places.with_own.extend((0..gateway.consumers.len()).filter(|c| !gateway.consumers[*c].consumer_groups.is_empty()));
+        }
+        places
+    }
+
+    fn of(&self, route: Option<usize>, service: Option<usize>) -> impl Iterator<Item = &'a Scoped<'a>> {
+        let own = route.and_then(|route| self.by_route.get(&route)).into_iter().flatten();
+        let service = service.and_then(|service| self.by_service.get(&service)).into_iter().flatten();
+        own.chain(service).chain(&self.anywhere).copied()
+    }
+}
+
 /// The chains of a route: of each plugin the most specific configuration, never a merge.
-pub(crate) fn chains(gateway: &Gateway, plugins: &[Scoped<'_>], route: Option<usize>, service: Option<usize>) -> Chains {
+pub(crate) fn chains(gateway: &Gateway, places: &Places<'_>, route: Option<usize>, service: Option<usize>) -> Chains {
     let chain_for = |consumer: Option<usize>| {
         let in_group = |group: usize| consumer.and_then(|c| gateway.consumers.get(c)).is_some_and(|c| c.consumer_groups.contains(&gateway.groups[group]));
         let mut best: HashMap<&str, (u8, &Scoped<'_>)> = HashMap::new();
-        for scoped in plugins {
+        for scoped in places.of(route, service) {
             if let Some(rank) = specificity(scoped.entry, route, service, consumer, in_group) {
                 let slot = best.entry(scoped.link.name).or_insert((rank, scoped));
                 if rank > slot.0 {
@@ -154,11 +190,7 @@ pub(crate) fn chains(gateway: &Gateway, plugins: &[Scoped<'_>], route: Option<us
         }
         Arc::new(Chain::new(best.into_values().map(|(_, s)| s.link.clone()).collect()))
     };
-    let mut with_own: BTreeSet<usize> = plugins.iter().filter_map(|p| p.entry.consumer).filter(|c| *c < gateway.consumers.len()).collect();
-    if plugins.iter().any(|p| p.entry.group.is_some()) {
-        with_own.extend((0..gateway.consumers.len()).filter(|c| !gateway.consumers[*c].consumer_groups.is_empty()));
-    }
-    Chains { base: chain_for(None), by_consumer: with_own.into_iter().map(|c| (c, chain_for(Some(c)))).collect() }
+    Chains { base: chain_for(None), by_consumer: places.with_own.iter().map(|c| (*c, chain_for(Some(*c)))).collect() }
 }
 
 #[cfg(test)]

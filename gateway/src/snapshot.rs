@@ -223,6 +223,7 @@ impl Snapshot {
         );
         let by_name = services.iter().flatten().map(|service| (service.name.clone(), service.clone())).collect();
         let plugins = scopes::plugins(gateway, register, environment, &by_name, &consumers, &mut errors);
+        let places = scopes::Places::new(gateway, &plugins);
         let mut routes = Vec::with_capacity(gateway.routes.len());
         for (index, route) in gateway.routes.iter().enumerate() {
             let has = |names: &[&str]| route.protocols.iter().any(|p| names.contains(&p.as_str()));
@@ -230,7 +231,7 @@ impl Snapshot {
                 name: route.name.clone(),
                 tags: route.tags.clone(),
                 service: route.service.and_then(|s| services[s].clone()),
-                chains: scopes::chains(gateway, &plugins, Some(index), route.service),
+                chains: scopes::chains(gateway, &places, Some(index), route.service),
                 strip_path: route.strip_path,
                 preserve_host: route.preserve_host,
                 path_handling: route.path_handling,
@@ -243,7 +244,7 @@ impl Snapshot {
                 methods: route.methods.clone(),
             }));
         }
-        let no_route = scopes::chains(gateway, &plugins, None, None).base;
+        let no_route = scopes::chains(gateway, &places, None, None).base;
         match router {
             Some(router) if errors.is_empty() => Ok(Snapshot { router, routes, services: by_name, upstreams, consumers, no_route, headers: gateway.headers }),
             _ => Err(errors),
