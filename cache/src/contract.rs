@@ -117,6 +117,11 @@ pub trait BodyReader: Send {
     /// The next piece.
     async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError>;
 
+    /// What [`BodyReader::chunk`] would give at once, if that is known without waiting. `None`: ask `chunk`.
+    fn ready(&mut self) -> Option<Result<Option<Bytes>, FetchError>> {
+        None
+    }
+
     /// What followed a complete body (RFC 9110 section 6.5), once. It is passed on and never stored.
     fn trailers(&mut self) -> Option<HeaderMap> {
         None

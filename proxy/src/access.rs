@@ -204,7 +204,8 @@ fn millis(out: &mut Vec<u8>, time: Duration) {
     out.extend_from_slice(&[b'.', b'0' + (rest / 100) as u8, b'0' + (rest / 10 % 10) as u8, b'0' + (rest % 10) as u8]);
 }
 
-fn address(out: &mut Vec<u8>, address: IpAddr) {
+/// Appends an address.
+pub(crate) fn address(out: &mut Vec<u8>, address: IpAddr) {
     match address {
         IpAddr::V4(v4) => {
             for (i, octet) in v4.octets().into_iter().enumerate() {

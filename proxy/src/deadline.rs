@@ -1,11 +1,11 @@
-//! One timer for all the deadlines of a connection. Setting a deadline stores a number; the timer itself is armed only when someone
-//! really waits, and at most every [`TICK`], so that an exchange that is on time never touches the timer wheel.
+//! One timer for all the deadlines of a connection. Setting a deadline stores a number; the clock is only read when someone really waits,
+//! and the timer armed at most every [`TICK`], so that an exchange that is on time never touches the timer wheel.
 
 use std::{
     future::Future,
     io,
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Duration,
 };
 use tokio::time::{Instant, Sleep};
@@ -16,41 +16,48 @@ const TICK: Duration = Duration::from_secs(1);
 /// A deadline that moves.
 pub struct Deadline {
     sleep: Option<Pin<Box<Sleep>>>,
-    armed_for: Instant,
-    at: Instant,
+    armed_for: Option<Instant>,
+    /// The task that the armed timer wakes.
+    wakes: Option<Waker>,
+    after: Duration,
+    /// `None` until someone waits.
+    at: Option<Instant>,
 }
 
 impl Deadline {
     /// None yet: far away.
     pub fn new() -> Deadline {
-        let now = Instant::now();
-        Deadline { sleep: None, armed_for: now, at: now + Duration::from_secs(86_400) }
+        Deadline { sleep: None, armed_for: None, wakes: None, after: Duration::from_secs(86_400), at: None }
     }
 
-    /// From now on, `after` from now.
+    /// From now on, `after` the next wait begins.
     pub fn set(&mut self, after: Duration) {
-        self.at = Instant::now() + after;
+        (self.after, self.at) = (after, None);
     }
 
     /// Whether it is over; else the task is woken in time.
     pub fn poll_expired(&mut self, cx: &mut Context<'_>) -> bool {
         loop {
             let now = Instant::now();
-            if now >= self.at {
+            let at = *self.at.get_or_insert_with(|| now + self.after);
+            if now >= at {
                 return true;
             }
-            let next = self.at.min(now + TICK);
-            let sleep = self.sleep.get_or_insert_with(|| {
-                self.armed_for = next;
-                Box::pin(tokio::time::sleep_until(next))
-            });
-            if self.armed_for > next || self.armed_for <= now {
-                self.armed_for = next;
+            let next = at.min(now + TICK);
+            let armed = self.armed_for.is_some_and(|armed| now < armed && armed <= next);
+            if armed && self.wakes.as_ref().is_some_and(|task| task.will_wake(cx.waker())) {
+                return false;
+            }
+            let sleep = self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(next)));
+            if !armed {
+                self.armed_for = Some(next);
                 sleep.as_mut().reset(next);
             }
             if sleep.as_mut().poll(cx).is_pending() {
+                self.wakes = Some(cx.waker().clone());
                 return false;
             }
+            self.armed_for = None;
         }
     }
 

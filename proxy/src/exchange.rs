@@ -121,14 +121,9 @@ impl UpstreamBody {
     }
 }
 
-#[async_trait]
-impl BodyReader for UpstreamBody {
-    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
-        let next = match &mut self.from {
-            None => return Ok(None),
-            Some(Source::Http1(body)) => body.chunk().await,
-            Some(Source::Http2(body)) => body.chunk().await,
-        };
+impl UpstreamBody {
+    /// What to make of what the connection gave.
+    fn gave(&mut self, next: Result<Piece, FetchError>) -> Result<Option<Bytes>, FetchError> {
         match next {
             Ok(Ok(piece)) => Ok(Some(piece)),
             Ok(Err(trailers)) => {
@@ -150,6 +145,27 @@ impl BodyReader for UpstreamBody {
             }
         }
     }
+}
+
+#[async_trait]
+impl BodyReader for UpstreamBody {
+    async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError> {
+        let next = match &mut self.from {
+            None => return Ok(None),
+            Some(Source::Http1(body)) => body.chunk().await,
+            Some(Source::Http2(body)) => body.chunk().await,
+        };
+        self.gave(next)
+    }
+
+    fn ready(&mut self) -> Option<Result<Option<Bytes>, FetchError>> {
+        let next = match &mut self.from {
+            None => return Some(Ok(None)),
+            Some(Source::Http1(body)) => body.ready()?,
+            Some(Source::Http2(_)) => return None,
+        };
+        Some(self.gave(next))
+    }
 
     fn trailers(&mut self) -> Option<HeaderMap> {
         self.trailers.take()
@@ -157,13 +173,20 @@ impl BodyReader for UpstreamBody {
 }
 
 impl H1Body {
+    /// What the bytes received so far give.
+    fn ready(&mut self) -> Option<Result<Piece, FetchError>> {
+        match self.decoder.decode(&mut self.wire.received) {
+            Ok(Decoded::Data(data)) => Some(Ok(Ok(data))),
+            Ok(Decoded::End { trailers }) => Some(Ok(Err(trailers))),
+            Ok(Decoded::NeedMore) => None,
+            Err(error) => Some(Err(broken("framing", format!("the upstream's body is malformed: {error}")))),
+        }
+    }
+
     async fn chunk(&mut self) -> Result<Piece, FetchError> {
         loop {
-            match self.decoder.decode(&mut self.wire.received) {
-                Ok(Decoded::Data(data)) => return Ok(Ok(data)),
-                Ok(Decoded::End { trailers }) => return Ok(Err(trailers)),
-                Ok(Decoded::NeedMore) => {}
-                Err(error) => return Err(broken("framing", format!("the upstream's body is malformed: {error}"))),
+            if let Some(next) = self.ready() {
+                return next;
             }
             self.limits.begin(&mut self.wire, Wait::Idle);
             match self.wire.fill().await {
@@ -206,8 +229,8 @@ pub(crate) enum Wait {
     Write,
     /// The client's next piece. The client's own deadline limits that.
     Client,
-    /// The head of the answer, since this moment.
-    Head(Instant),
+    /// The head of the answer, since this moment; `None`: since now.
+    Head(Option<Instant>),
     /// The next piece of the answer.
     Idle,
 }
@@ -223,7 +246,7 @@ impl TryLimits {
         let after = match wait {
             Wait::Write => self.write,
             Wait::Client => Duration::from_secs(86_400),
-            Wait::Head(since) => self.first_byte.saturating_sub(since.elapsed()),
+            Wait::Head(since) => self.first_byte.saturating_sub(since.map_or(Duration::ZERO, |since| since.elapsed())),
             Wait::Idle => self.read,
         };
         match self.until {
@@ -314,7 +337,8 @@ async fn attempt_http1<D: Downstream>(
         }
     };
     let mut client_done = sent_all;
-    let mut sent_at = Instant::now();
+    // Whether the deadline is that of the answer's head already: it counts from the end of sending, however often something arrives.
+    let mut awaits_head = false;
     loop {
         match parse(&mut wire, &request.method) {
             Ok(Some(head)) if head.parts.status.is_informational() && head.parts.status != StatusCode::SWITCHING_PROTOCOLS => {
@@ -330,8 +354,11 @@ async fn attempt_http1<D: Downstream>(
             Err(error) => return Err(upstream(error, false)),
         }
         if client_done || answered_early {
-            let head = Wait::Head(sent_at);
-            limits.begin(&mut wire, head);
+            let head = Wait::Head(None);
+            if !awaits_head {
+                limits.begin(&mut wire, head);
+                awaits_head = true;
+            }
             let filled = match upload.client.as_deref_mut() {
                 Some(client) if upload.abandon => tokio::select! {
                     biased;
@@ -356,6 +383,7 @@ async fn attempt_http1<D: Downstream>(
             client_done = true;
             continue;
         };
+        awaits_head = false;
         limits.begin(&mut wire, Wait::Client);
         let piece = tokio::select! {
             biased;
@@ -388,7 +416,6 @@ async fn attempt_http1<D: Downstream>(
             }
         }
         limits.begin(&mut wire, Wait::Write);
-        sent_at = Instant::now();
         match wire.write_unless_answered(&out, &[]).await {
             Ok(true) => {}
             Ok(false) => {

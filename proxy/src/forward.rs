@@ -110,7 +110,8 @@ pub async fn forward<D: Downstream>(
         match answer {
             Ok(mut answered) => {
                 let status = answered.parts.status;
-                service.upstream.report(&endpoint, Outcome::Answered { status, after: begun.elapsed() });
+                let after = begun.elapsed();
+                service.upstream.report(&endpoint, Outcome::Answered { status, after });
                 if harmless && care.retry.statuses.contains(&status.as_u16()) && tries.may_again() {
                     tell(&mut own, Verdict::Failure);
                     tries.tried.push(endpoint);
@@ -118,7 +119,7 @@ pub async fn forward<D: Downstream>(
                     fresh_only = false;
                     continue;
                 }
-                held.answered(guard.as_deref(), own.or_else(|| pass.take()), status, begun.elapsed());
+                held.answered(guard.as_deref(), own.or_else(|| pass.take()), status, after);
                 answered.body.held = held;
                 return Ok(answered);
             }

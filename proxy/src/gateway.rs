@@ -1,8 +1,9 @@
 //! The gateway's way of a request: route, chain, cache, service.
 
 use crate::{downstream::{Downstream, RequestBody}, origin::OriginFetch, times::KONG_REQUEST_ID, work::{Work, wants_upgrade}};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request};
-use std::{io::Write as _, net::IpAddr, sync::Arc};
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request, uri::PathAndQuery};
+use std::{borrow::Cow, net::IpAddr, ops::Range, sync::Arc};
 use weir_config::{HeaderNames, PathHandling};
 use weir_gateway::{Chain, RequestContext, RouteRuntime, Scheme, ServiceRuntime, context::LogView, router};
 
@@ -38,13 +39,13 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     let live = work.live.clone();
     let snapshot = &live.snapshot;
     work.shown.times = snapshot.headers;
-    let host = work.cx.client.host.clone();
+    let asked = request.uri.clone();
     let found = snapshot.router.find(&router::Query {
         scheme: work.cx.client.scheme.as_str(),
         method: &request.method,
-        host: &host,
+        host: &work.cx.client.host,
         port: work.cx.client.port,
-        path: request.uri.path(),
+        path: asked.path(),
         headers: &request.headers,
         sni: work.cx.client.sni.as_deref(),
     });
@@ -58,7 +59,13 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         return work.error(&chain, StatusCode::NOT_FOUND, "no Route matched with those values").await;
     };
     let route = snapshot.routes[found.route].clone();
-    let (prefix_len, path) = (found.prefix_len, found.path.into_owned());
+    let prefix_len = found.prefix_len;
+    // A path that was normal as it came needs no copy.
+    let normalized = match found.path {
+        Cow::Borrowed(_) => None,
+        Cow::Owned(path) => Some(path),
+    };
+    let path = normalized.as_deref().unwrap_or(asked.path());
     work.cx.captures = found.captures;
     work.label.clone_from(&route.name);
     work.cx.route = Some(route.clone());
@@ -82,7 +89,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         work.cx.failure = Some("no-service");
         return work.error(&chain, StatusCode::SERVICE_UNAVAILABLE, "no Service found with those values").await;
     };
-    let Some(target) = target(&service, &route, &request.uri, &path, prefix_len) else {
+    let Some(target) = target(&service, &route, &request.uri, path, prefix_len) else {
         work.cx.failure = Some("bad-target");
         return work.error(&chain, StatusCode::BAD_REQUEST, "Bad request").await;
     };
@@ -91,7 +98,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         if !read_short(work, &chain, &route).await {
             return;
         }
-        let upstream = towards(&mut work.cx, &chain, &service, &route, request, target, prefix_len, &path);
+        let upstream = towards(&mut work.cx, &chain, &service, &route, request, target, prefix_len, path);
         return work.forward(&chain, &service, upstream).await;
     };
     // A fill is for everyone: it carries nothing by which one visitor could be known, and no conditions of one client's copy.
@@ -119,7 +126,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     }
     anonymous.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     let mut fill = work.cx.for_fill();
-    let upstream = towards(&mut fill, &chain, &service, &route, anonymous, target.clone(), prefix_len, &path);
+    let upstream = towards(&mut fill, &chain, &service, &route, anonymous, target.clone(), prefix_len, path);
     let fetch = OriginFetch {
         weir: work.weir.clone(),
         service: service.clone(),
@@ -132,7 +139,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     };
     if let Some(report) = work.through_cache(&chain, &plan, &request, fetch, own).await {
         work.cx.report = Some(report);
-        let upstream = towards(&mut work.cx, &chain, &service, &route, request, target, prefix_len, &path);
+        let upstream = towards(&mut work.cx, &chain, &service, &route, request, target, prefix_len, path);
         work.forward(&chain, &service, upstream).await;
     }
 }
@@ -163,12 +170,15 @@ async fn wrong_protocol<D: Downstream>(work: &mut Work<'_, D>, route: &Arc<Route
 
 /// Path and query at the upstream.
 fn target(service: &ServiceRuntime, route: &RouteRuntime, uri: &Uri, path: &str, prefix_len: usize) -> Option<Uri> {
-    let joined = router::upstream_path(&service.path, route.strip_path, prefix_len, path, route.path_handling);
-    let text = match uri.query() {
-        Some(query) => format!("{joined}?{query}"),
-        None => joined,
-    };
-    text.parse().ok()
+    let mut joined = router::upstream_path(&service.path, route.strip_path, prefix_len, path, route.path_handling);
+    if joined == uri.path() {
+        return Some(uri.clone());
+    }
+    if let Some(query) = uri.query() {
+        joined.push('?');
+        joined.push_str(query);
+    }
+    Some(PathAndQuery::from_maybe_shared(Bytes::from(joined)).ok()?.into())
 }
 
 /// The request as the upstream will see it.
@@ -184,7 +194,7 @@ fn towards(
     path: &str,
 ) -> request::Parts {
     let asked = std::mem::replace(&mut request.uri, target);
-    let told = |name: &HeaderName| request.headers.get(name).filter(|_| cx.client.trusted).cloned();
+    let told = |name: &HeaderName| if cx.client.trusted { request.headers.get(name).cloned() } else { None };
     let (told_prefix, told_path) = (told(&X_FORWARDED_PREFIX), told(&X_FORWARDED_PATH));
     forwarded(&mut request.headers, cx);
     let stripped = route.strip_path && prefix_len > 0 && route.path_handling == PathHandling::V0;
@@ -217,36 +227,52 @@ const VIA: HeaderValue = HeaderValue::from_static("1.1 weir");
 /// Tells the upstream who asks, and how. What a client says of itself counts only from a trusted proxy.
 pub fn forwarded(headers: &mut HeaderMap, cx: &RequestContext) {
     let client = &cx.client;
-    let peer = address(client.peer);
+    // All texts in one buffer, which the fields share.
+    let mut texts = Texts(Vec::with_capacity(128));
+    let peer = texts.address(client.peer);
+    let ip = if client.ip == client.peer { peer.clone() } else { texts.address(client.ip) };
+    let port = texts.add(itoa::Buffer::new().format(client.port).as_bytes());
+    let id = texts.add(cx.id.as_str().as_bytes());
+    let texts = Bytes::from(texts.0);
+    let text = |range: Range<usize>| value(texts.slice(range));
+
     let before = if client.trusted { headers.get_all(&X_FORWARDED_FOR).iter().filter_map(|v| v.to_str().ok()).collect::<Vec<_>>().join(", ") } else { String::new() };
-    let chain = if before.is_empty() { peer.clone() } else { text(&format!("{before}, {}", client.peer)) };
+    let chain = if before.is_empty() { text(peer) } else { value(format!("{before}, {}", client.peer).into()) };
     headers.insert(X_FORWARDED_FOR, chain);
-    headers.insert(X_REAL_IP, if client.ip == client.peer { peer } else { address(client.ip) });
+    headers.insert(X_REAL_IP, text(ip));
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()));
     // Mostly the very bytes that the client sent.
     let host = headers.get(header::HOST).filter(|sent| sent.as_bytes() == client.host.as_bytes()).cloned();
-    headers.insert(X_FORWARDED_HOST, host.unwrap_or_else(|| text(&client.host)));
-    headers.insert(X_FORWARDED_PORT, HeaderValue::from(client.port));
+    headers.insert(X_FORWARDED_HOST, host.unwrap_or_else(|| value(Bytes::copy_from_slice(client.host.as_bytes()))));
+    headers.insert(X_FORWARDED_PORT, text(port));
     headers.remove(&X_FORWARDED_PREFIX);
     headers.remove(header::FORWARDED);
-    headers.insert(X_REQUEST_ID, text(cx.id.as_str()));
+    headers.insert(X_REQUEST_ID, text(id));
     let via = match headers.get(header::VIA).and_then(|v| v.to_str().ok()) {
-        Some(before) => text(&format!("{before}, 1.1 weir")),
+        Some(before) => value(format!("{before}, 1.1 weir").into()),
         None => VIA,
     };
     headers.insert(header::VIA, via);
 }
 
 /// A value of our own making; what can stand in no field becomes an empty one.
-fn text(text: &str) -> HeaderValue {
-    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+fn value(text: Bytes) -> HeaderValue {
+    HeaderValue::from_maybe_shared(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-fn address(address: IpAddr) -> HeaderValue {
-    let mut shown = [0u8; 48];
-    let mut rest = &mut shown[..];
-    // No address is longer than this.
-    let _ = write!(rest, "{address}");
-    let left = rest.len();
-    HeaderValue::from_bytes(&shown[..48 - left]).unwrap_or_else(|_| HeaderValue::from_static(""))
+/// Texts one behind the other.
+struct Texts(Vec<u8>);
+
+impl Texts {
+    fn add(&mut self, text: &[u8]) -> Range<usize> {
+        let from = self.0.len();
+        self.0.extend_from_slice(text);
+        from..self.0.len()
+    }
+
+    fn address(&mut self, address: IpAddr) -> Range<usize> {
+        let from = self.0.len();
+        crate::access::address(&mut self.0, address);
+        from..self.0.len()
+    }
 }

@@ -112,7 +112,7 @@ pub(crate) async fn attempt<D: Downstream>(
         }
     }
     let mut goes_up = uploading.is_some();
-    let mut head = Wait::Head(Instant::now());
+    let mut head = Wait::Head(Some(Instant::now()));
     let mut until = Instant::now() + limits.time(head);
     loop {
         tokio::select! {
@@ -124,7 +124,7 @@ pub(crate) async fn attempt<D: Downstream>(
                 }
                 // Sent to its end, or the upstream takes no more: from now on it has its time.
                 goes_up = false;
-                head = Wait::Head(Instant::now());
+                head = Wait::Head(Some(Instant::now()));
                 until = Instant::now() + limits.time(head);
             }
             () = gone(upload) => return Err(TryError::Client(ClientError::Gone)),

@@ -6,7 +6,7 @@ use crate::{
     live::{Live, Settings, Weir},
     work::{Shown, Work},
 };
-use http::{HeaderMap, HeaderName, StatusCode, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request};
 use std::{net::IpAddr, sync::Arc};
 use weir_config::HeaderNames;
 use weir_gateway::{Chain, Client, RequestContext, Scheme, context::SeenBody};
@@ -150,12 +150,15 @@ impl Door {
     }
 }
 
+fn read(value: Option<&HeaderValue>) -> Option<&str> {
+    value.and_then(|v| v.to_str().ok()).map(str::trim).filter(|v| !v.is_empty())
+}
+
 /// Reads who asks. `X-Forwarded-*` counts only from trusted proxies: the address is the last one in the list that is not a
 /// trusted proxy's.
 fn who_asks(live: &Live, peer: &Peer, headers: &HeaderMap) -> Client {
     let trusted = live.trusts(&peer.ip);
-    let text = |name: &str| headers.get(name).and_then(|v| v.to_str().ok()).map(str::trim).filter(|v| !v.is_empty());
-    let host = text("host").unwrap_or("").to_ascii_lowercase();
+    let host = read(headers.get(header::HOST)).unwrap_or("").to_ascii_lowercase();
     let own = Client {
         ip: peer.ip,
         peer: peer.ip,
@@ -168,6 +171,7 @@ fn who_asks(live: &Live, peer: &Peer, headers: &HeaderMap) -> Client {
     if !trusted {
         return own;
     }
+    let text = |name: &str| read(headers.get(name));
     let mut ip = peer.ip;
     let hops: Vec<&str> = headers.get_all("x-forwarded-for").iter().filter_map(|v| v.to_str().ok()).flat_map(|v| v.split(',')).map(str::trim).collect();
     for hop in hops.iter().rev() {

@@ -35,10 +35,13 @@ pub fn tell(headers: &mut HeaderMap, cx: &RequestContext, names: HeaderNames) {
         HeaderNames::Weir => &WEIR,
         HeaderNames::Kong => &KONG,
     };
-    for name in [&names.upstream, &names.proxy, &names.response] {
-        headers.remove(name);
+    let ours = [&names.upstream, &names.proxy, &names.response];
+    // Few answers have one of these, and looking at the names costs less than to ask for each of them.
+    if headers.keys().any(|name| name.as_str().starts_with("x-") && ours.contains(&name)) {
+        for name in ours {
+            headers.remove(name);
+        }
     }
-    let millis = |time: Duration| HeaderValue::from(u64::try_from(time.as_millis()).unwrap_or(u64::MAX));
     match (cx.answered_by, cx.times.forwarded, cx.times.upstream) {
         ("upstream", Some(forwarded), Some(answered)) => {
             headers.insert(&names.upstream, millis(answered.saturating_sub(forwarded)));
@@ -51,6 +54,16 @@ pub fn tell(headers: &mut HeaderMap, cx: &RequestContext, names: HeaderNames) {
     }
     if let (Some(name), Ok(id)) = (&names.id, HeaderValue::from_str(cx.id.as_str())) {
         headers.insert(name, id);
+    }
+}
+
+/// Milliseconds. Most are few, and those need no text of their own.
+fn millis(time: Duration) -> HeaderValue {
+    const FEW: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
+    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    match usize::try_from(millis).ok().and_then(|millis| FEW.get(millis)) {
+        Some(text) => HeaderValue::from_static(text),
+        None => HeaderValue::from(millis),
     }
 }
 

@@ -4,6 +4,7 @@ use crate::deadline::Deadline;
 use bytes::{BufMut, BytesMut};
 use pingora::protocols::Stream;
 use std::{
+    cell::Cell,
     future::poll_fn,
     io::{self, IoSlice},
     pin::Pin,
@@ -11,8 +12,14 @@ use std::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Space kept free before a read.
+/// Space that a read finds.
 const READ: usize = 8 * 1024;
+
+thread_local! {
+    /// The space of the last read that found nothing. Most connections of a thread wait; they wait without a buffer, and whoever is next
+    /// reads into memory that was in use a moment ago.
+    static SPARE: Cell<Option<BytesMut>> = const { Cell::new(None) };
+}
 
 /// A connection.
 pub struct Wire {
@@ -32,7 +39,9 @@ impl Wire {
 
     /// One read into the buffer; `Ok(0)` at the end of the stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.received.capacity() - self.received.len() < READ / 4 {
+        if self.received.is_empty() {
+            self.received = SPARE.take().unwrap_or_else(|| BytesMut::with_capacity(READ));
+        } else if self.received.capacity() - self.received.len() < READ / 4 {
             self.received.reserve(READ);
         }
         let mut space = ReadBuf::uninit(self.received.spare_capacity_mut());
@@ -40,6 +49,9 @@ impl Wire {
         let count = space.filled().len();
         // SAFETY: `poll_read` initialised and filled `count` bytes of the spare capacity.
         unsafe { self.received.advance_mut(count) };
+        if self.received.is_empty() {
+            SPARE.set(Some(std::mem::take(&mut self.received)));
+        }
         result.map_ok(|()| count)
     }
 

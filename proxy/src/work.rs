@@ -17,6 +17,8 @@ use weir_config::HeaderNames;
 use weir_gateway::{Chain, Reply, RequestContext, ServiceRuntime, context::{BodyHash, SeenBody}, plugin::Ending};
 
 pub(crate) const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Meant for this cache alone (RFC 9213 section 2.1).
+const WEIR_CACHE_CONTROL: HeaderName = HeaderName::from_static("weir-cache-control");
 
 /// A request at work.
 pub struct Work<'a, D> {
@@ -71,8 +73,7 @@ impl<D: Downstream> Work<'_, D> {
             crate::purging::outdate(self.weir, edge, request, parts);
         }
         let headers = &mut parts.headers;
-        // Meant for this cache alone (RFC 9213 section 2.1).
-        headers.remove("weir-cache-control");
+        headers.remove(WEIR_CACHE_CONTROL);
         if self.shown.strip_site {
             crate::classify::strip_response_headers(headers);
             crate::classify::strip_stray_location(parts.status, headers);
@@ -183,26 +184,29 @@ impl<D: Downstream> Work<'_, D> {
                 chain.end(&mut self.cx, Ending::Broken).await;
                 break;
             }
-            let arrived = {
-                let mut chunk = std::pin::pin!(body.chunk());
-                match poll_fn(|cx| Poll::Ready(chunk.as_mut().poll(cx))).await {
-                    Poll::Ready(arrived) => arrived,
-                    Poll::Pending => {
-                        // Nothing yet: what was written so far (the head, perhaps) must not wait for it.
-                        if client.is_ok() {
-                            client = self.down.flush().await;
-                        }
-                        if client.is_ok() && !self.cx.must_complete {
-                            tokio::select! {
-                                biased;
-                                arrived = &mut chunk => arrived,
-                                () = self.down.gone() => {
-                                    client = Err(ClientError::Gone);
-                                    continue;
-                                }
+            let arrived = match body.ready() {
+                Some(arrived) => arrived,
+                None => {
+                    let mut chunk = body.chunk();
+                    match poll_fn(|cx| Poll::Ready(chunk.as_mut().poll(cx))).await {
+                        Poll::Ready(arrived) => arrived,
+                        Poll::Pending => {
+                            // Nothing yet: what was written so far (the head, perhaps) must not wait for it.
+                            if client.is_ok() {
+                                client = self.down.flush().await;
                             }
-                        } else {
-                            chunk.await
+                            if client.is_ok() && !self.cx.must_complete {
+                                tokio::select! {
+                                    biased;
+                                    arrived = &mut chunk => arrived,
+                                    () = self.down.gone() => {
+                                        client = Err(ClientError::Gone);
+                                        continue;
+                                    }
+                                }
+                            } else {
+                                chunk.await
+                            }
                         }
                     }
                 }

@@ -58,6 +58,9 @@ fn is_end_to_end(name: &HeaderName) -> bool {
 /// Removes the fields that concern only the connection the message came by: those of RFC 9110 section 7.6.1 and those that
 /// `Connection` names.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     let named: Vec<HeaderName> = fields::list(headers, &header::CONNECTION)
         .filter_map(|option| HeaderName::from_bytes(option).ok())
         .filter(|name| !is_end_to_end(name))
