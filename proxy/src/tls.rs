@@ -141,6 +141,8 @@ fn chain(provider: &CryptoProvider, cert: &str, key: &str) -> Result<CertifiedKe
     let certified = CertifiedKey::new(certificates(cert)?, key);
     match certified.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
+        // Of the first version of X.509, as `openssl x509 -req` makes it: it can not be read here, and its clients judge it.
+        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(why))) if matches!(why.0.downcast_ref(), Some(webpki::Error::UnsupportedCertVersion)) => Ok(certified),
         Err(rustls::Error::InconsistentKeys(_)) => Err("certificate and private key do not belong together".into()),
         Err(error) => Err(format!("the certificate can not be used: {error}")),
     }
