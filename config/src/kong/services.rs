@@ -4,7 +4,7 @@ use super::{Draft, Scope, filter_chains, plugins, routes, tags, tls};
 use crate::Service;
 use crate::net::{HostPort, check_host};
 use crate::reader::{Context, Fields};
-use crate::{Node, Spanned, resilience};
+use crate::{Node, Spanned, placeholders, resilience};
 use std::time::Duration;
 
 const PROTOCOLS: [&str; 8] = ["http", "https", "grpc", "grpcs", "ws", "wss", "tcp", "tls"];
@@ -97,7 +97,7 @@ fn address(fields: &mut Fields<'_, '_>) -> Address {
     if let Some(url) = fields.filled("url") {
         match parse_url(cx, &url) {
             Ok(address) => return address,
-            Err(why) => cx.error("value", &url.span, why, Some("a URL like `http://host:port/path` is wanted".into())),
+            Err(why) => cx.error("value", &url.span, why, Some(variable(&url).unwrap_or_else(|| "a URL like `http://host:port/path` is wanted".into()))),
         }
     }
     let protocol = protocol.unwrap_or("http");
@@ -114,13 +114,18 @@ fn address(fields: &mut Fields<'_, '_>) -> Address {
                 None => Ok(()),
             });
             if let Err(why) = checked {
-                cx.error("value", &host.span, why, None);
+                cx.error("value", &host.span, why, variable(host));
             }
         }
         None => {}
     }
     let path = path.map(|path| checked_path(cx, path)).unwrap_or_default();
     Address { protocol: protocol.into(), host: host.map(|host| host.value).unwrap_or_default(), port: port.unwrap_or(default_port(protocol)), path }
+}
+
+/// What to write where other tools put a variable.
+fn variable(text: &str) -> Option<String> {
+    placeholders::variable_in(text).or_else(|| placeholders::of_deck(text)).map(|name| format!("write `${{{name}}}` for the variable"))
 }
 
 fn checked_path(cx: &Context<'_>, path: Spanned<String>) -> String {
