@@ -7,7 +7,9 @@ use crate::reader::{Context, Fields};
 use crate::{Node, Spanned, placeholders, resilience};
 use std::time::Duration;
 
-const PROTOCOLS: [&str; 8] = ["http", "https", "grpc", "grpcs", "ws", "wss", "tcp", "tls"];
+const PROTOCOLS: [&str; 10] = ["http", "https", "grpc", "grpcs", "ws", "wss", "tcp", "tls", "udp", "tls_passthrough"];
+/// Those whose bytes are no HTTP.
+const STREAMS: [&str; 4] = ["tcp", "tls", "udp", "tls_passthrough"];
 /// Kong's largest timeout: 2³¹−2 milliseconds.
 const LONGEST: i64 = 2_147_483_646;
 
@@ -101,7 +103,7 @@ fn address(fields: &mut Fields<'_, '_>) -> Address {
         }
     }
     let protocol = protocol.unwrap_or("http");
-    if matches!(protocol, "tcp" | "tls")
+    if STREAMS.contains(&protocol)
         && let Some(node) = fields.node().get("protocol")
     {
         cx.error("unsupported", node.span(), "streams of bytes are not proxied", Some("Weir serves http, https, grpc, grpcs, ws and wss".into()));
@@ -143,7 +145,7 @@ fn checked_path(cx: &Context<'_>, path: Spanned<String>) -> String {
 fn parse_url(cx: &Context<'_>, url: &Spanned<String>) -> Result<Address, String> {
     let (scheme, rest) = url.split_once("://").ok_or("this is not a URL")?;
     let protocol = PROTOCOLS.iter().find(|known| scheme.eq_ignore_ascii_case(known)).ok_or("the URL's protocol is not one that services have")?;
-    if matches!(*protocol, "tcp" | "tls") {
+    if STREAMS.contains(protocol) {
         return Err("streams of bytes are not proxied".into());
     }
     let (authority, path) = match rest.find(['/', '?', '#']) {
