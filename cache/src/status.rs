@@ -8,6 +8,21 @@ pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 /// `X-Cache-Status`.
 pub const X_CACHE_STATUS: HeaderName = HeaderName::from_static("x-cache-status");
 
+/// An extension of an answer whose `X-Cache-Status` is a word of Kong's: see [`kongs_word`].
+#[derive(Debug, Clone, Copy)]
+pub struct KongsWords;
+
+/// The word of `X-Cache-Status` as Kong writes it: `Hit` for `HIT`. An answer that was fetched and is not kept is a `Bypass`.
+pub fn kongs_word(report: &Report) -> &'static str {
+    match report.verdict {
+        Verdict::Hit => "Hit",
+        Verdict::Miss if report.stored || report.collapsed => "Miss",
+        Verdict::Miss | Verdict::Bypass => "Bypass",
+        Verdict::Stale => "Stale",
+        Verdict::Refresh => "Refresh",
+    }
+}
+
 impl Verdict {
     /// The word of `X-Cache-Status`.
     pub fn word(self) -> &'static str {

@@ -2,6 +2,7 @@
 
 use crate::env::Env;
 use crate::{Diagnostic, Node, Span};
+use std::path::PathBuf;
 
 /// The register of plugins, as far as configs are concerned.
 pub trait PluginCatalog {
@@ -13,6 +14,11 @@ pub trait PluginCatalog {
     fn body_limit(&self, name: &str, config: &Node) -> Option<(u64, Span)> {
         let _ = (name, config);
         None
+    }
+    /// Files that a plugin's config names, whose contents count like the config's own.
+    fn files(&self, name: &str, config: &Node) -> Vec<PathBuf> {
+        let _ = (name, config);
+        vec![]
     }
     /// The register's own name for a name or an older name; `None` if it is unknown.
     fn canonical(&self, name: &str) -> Option<&'static str>;

@@ -170,7 +170,12 @@ impl<'a> Walk<'a> {
             let secret = rules.get("format").and_then(Value::as_str) == Some("password");
             let shown = quoted(node, key).filter(|_| !secret).unwrap_or_else(|| "this".into());
             let hint = rules.get("examples").and_then(|e| e.get(0)).map(|example| format!("an example: `{}`", word_text(example)));
-            found.push(Diagnostic::error("value", node.span(), format!("{shown} does not match `{pattern}`")).maybe_hint(hint));
+            let beginning = pattern.strip_prefix('^').filter(|rest| !rest.is_empty() && regex::escape(rest) == **rest);
+            let message = match beginning {
+                Some(beginning) => format!("{shown} does not begin with `{beginning}`"),
+                None => format!("{shown} does not match `{pattern}`"),
+            };
+            found.push(Diagnostic::error("value", node.span(), message).maybe_hint(hint));
         }
     }
 

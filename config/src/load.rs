@@ -119,6 +119,10 @@ pub(crate) fn tree(cx: &Context<'_>, source: &std::sync::Arc<Source>) -> Option<
     let mut found = Vec::new();
     let node = parse::parse(source, Some(&env), &mut found);
     let complete = found.is_empty();
+    let line = |start: &str| source.text().lines().any(|line| line.starts_with(start));
+    if node.is_none() && line("apiVersion:") && line("kind:") {
+        found.iter_mut().filter(|found| found.code == "yaml").for_each(|found| found.hint = Some(OF_KUBERNETES.into()));
+    }
     cx.extend(found);
     match node {
         Some(node) if matches!(node.kind(), Kind::Map(_)) => Some(node),
@@ -137,6 +141,9 @@ pub(crate) fn tree(cx: &Context<'_>, source: &std::sync::Arc<Source>) -> Option<
         None => None,
     }
 }
+
+/// What to do with a file of Kubernetes.
+const OF_KUBERNETES: &str = "take the text under its `data:` out into a file of its own";
 
 /// Kong's `vaults` that are environments: their prefixes, and what their variables begin with. References stand anywhere in the file, so
 /// this looks before anything is expanded.
@@ -171,8 +178,7 @@ fn load(cx: &Context<'_>, source: &std::sync::Arc<Source>) -> Option<Document> {
             cx.error("unknown-key", &key.span, format!("`{}` stands beside Weir's own sections", key.name), Some("move it under `gateway:`".into()));
         }
     } else if node.get("apiVersion").is_some() && node.get("kind").is_some() {
-        let hint = "take the text under its `data:` out into a file of its own";
-        cx.error("unsupported", node.span(), "this is an object of Kubernetes, not a configuration", Some(hint.into()));
+        cx.error("unsupported", node.span(), "this is an object of Kubernetes, not a configuration", Some(OF_KUBERNETES.into()));
         return None;
     } else if !own {
         // Not one key is known: say once what kinds of file there are, then name the keys.

@@ -99,6 +99,8 @@ enum OpenKind {
 
 enum Pending {
     Key(Key),
+    /// A key that stands in the mapping already, in this line.
+    Again(Key, u32),
     Merge,
     Refused,
 }
@@ -210,17 +212,23 @@ impl Builder<'_, '_> {
                         open.span = node.span().clone();
                     }
                     if let Some(first) = seen.get(&name) {
-                        self.diagnostics.push(
-                            Diagnostic::error("duplicate-key", node.span(), format!("the key `{name}` stands here a second time"))
-                                .hint(format!("first at line {}", first.line)),
-                        );
-                        *pending = Some(Pending::Refused);
+                        let line = first.line;
+                        *pending = Some(Pending::Again(Key { name, span: node.span().clone() }, line));
                     } else {
                         seen.insert(name.clone(), node.span().clone());
                         *pending = Some(Pending::Key(Key { name, span: node.span().clone() }));
                     }
                 }
                 Some(Pending::Refused) => {}
+                Some(Pending::Again(key, line)) => {
+                    let scalar = |node: &Node| !matches!(node.kind(), Kind::Seq(_) | Kind::Map(_));
+                    let first = entries.iter().find(|(known, _)| known.name == key.name).map(|(_, value)| value);
+                    let same = first.is_some_and(|first| scalar(first) && scalar(&node) && first.scalar_text() == node.scalar_text());
+                    let message = format!("the key `{}` stands here a second time", key.name);
+                    // With one value, nothing is lost whichever counts.
+                    let found = if same { Diagnostic::warning("duplicate-key", &key.span, message) } else { Diagnostic::error("duplicate-key", &key.span, message) };
+                    self.diagnostics.push(found.hint(format!("first at line {line}")));
+                }
                 Some(Pending::Merge) => match node.kind() {
                     Kind::Map(_) => merged.push(node),
                     Kind::Seq(items) if items.iter().all(|item| matches!(item.kind(), Kind::Map(_))) => merged.extend(items.iter().cloned()),

@@ -26,7 +26,7 @@ fn walk<'a>(node: &'a Node, parent: &str, found: &mut Vec<&'a Node>) {
         if let Kind::String(text) = value.kind()
             && !value.source().expanded
             && !text.trim().is_empty()
-            && holds_secret(&key.name, parent)
+            && holds_secret(&key.name, parent, text)
         {
             found.push(value);
         }
@@ -35,9 +35,11 @@ fn walk<'a>(node: &'a Node, parent: &str, found: &mut Vec<&'a Node>) {
 }
 
 /// Narrower than what is hidden from messages: a warning must be right.
-fn holds_secret(key: &str, parent: &str) -> bool {
+fn holds_secret(key: &str, parent: &str, text: &str) -> bool {
     match key {
-        "key" => matches!(parent, "guests" | "keyauth_credentials" | "certificates"),
+        // Mostly the name of a file.
+        "key" | "key_alt" if matches!(parent, "certificates" | "origin_tls") => text.contains("-----BEGIN "),
+        "key" => matches!(parent, "guests" | "keyauth_credentials"),
         "token" => matches!(parent, "admin" | "warm_up"),
         "authorization" => false,
         _ => names_a_secret(key) && !key.ends_with("public_key") && !key.ends_with("_key") || matches!(key, "api_key" | "private_key" | "secret_key" | "access_key"),

@@ -149,7 +149,8 @@ fn header_names(cx: &Context<'_>, section: &Node) -> HeaderNames {
         Some("kong") => HeaderNames::Kong,
         Some("off" | "false") => HeaderNames::Off,
         text => {
-            cx.error("value", node.span(), "this is not one of `weir`, `kong` or `off`", text.and_then(|text| did_you_mean(text, words)));
+            let shown = text.map_or_else(|| "this".into(), |text| format!("`{}`", text.chars().take(60).collect::<String>()));
+            cx.error("value", node.span(), format!("{shown} is not one of `weir`, `kong` or `off`"), text.and_then(|text| did_you_mean(text, words)));
             HeaderNames::default()
         }
     }

@@ -110,9 +110,9 @@ fn preferred(accept: Option<&HeaderValue>) -> Form {
         let mut parts = item.split(';').map(str::trim);
         let form = match parts.next().unwrap_or("").to_ascii_lowercase().as_str() {
             "application/json" | "application/*" | "*/*" => Form::Json,
-            "text/html" | "application/xhtml+xml" | "text/*" => Form::Html,
+            "text/html" | "application/xhtml+xml" => Form::Html,
             "application/xml" | "text/xml" => Form::Xml,
-            "text/plain" => Form::Plain,
+            "text/plain" | "text/*" => Form::Plain,
             _ => continue,
         };
         let q = parts.find_map(|p| p.strip_prefix("q=")).and_then(|q| q.parse().ok()).unwrap_or(1.0f32).clamp(0.0, 1.0);
@@ -139,6 +139,7 @@ mod tests {
             ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Form::Html),
             ("application/json;q=0.5, text/plain", Form::Plain),
             ("application/xml", Form::Xml),
+            ("text/*, application/json;q=0.5", Form::Plain),
             ("image/png", Form::Json),
             ("text/html;q=0", Form::Json),
             ("text/html;q=nan", Form::Json),

@@ -143,6 +143,8 @@ pub struct RouteRuntime {
     pub http: bool,
     /// Accepts TLS.
     pub https: bool,
+    /// Accepts gRPC and nothing else.
+    pub grpc: bool,
     /// Status for cleartext on a TLS-only route.
     pub https_redirect_status_code: u16,
     /// Read a short request body whole before the service is asked.
@@ -237,6 +239,7 @@ impl Snapshot {
                 path_handling: route.path_handling,
                 http: has(&["http", "grpc", "ws"]),
                 https: has(&["https", "grpcs", "wss"]),
+                grpc: route.protocols.iter().all(|p| matches!(p.as_str(), "grpc" | "grpcs")),
                 https_redirect_status_code: route.https_redirect_status_code,
                 request_buffering: route.request_buffering,
                 headers: gateway.headers,

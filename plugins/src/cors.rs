@@ -263,7 +263,10 @@ const PRIVATE_NETWORK: HeaderName = HeaderName::from_static("access-control-allo
 
 impl Rules {
     fn permit(&self, origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
-        vary_by_origin(headers);
+        // A star for everybody is the same whoever asks.
+        if self.credentials || !matches!(self.allowed, Allowed::Everyone) {
+            vary_by_origin(headers);
+        }
         let star = HeaderValue::from_static("*");
         let (named, everyone) = match &self.allowed {
             Allowed::Everyone => (Some(star), true),

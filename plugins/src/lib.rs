@@ -50,7 +50,7 @@ pub use response_cache::cache_epoch;
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 use weir_config::{Diagnostic, Node, PluginCatalog, PluginEntry, Severity, Span};
 use weir_gateway::{BuildEnv, Plugin, Register};
 use weir_store::{Ledger, Store, StoreResult};
@@ -125,6 +125,11 @@ trait Configured: DeserializeOwned + JsonSchema {
         None
     }
 
+    /// Files that it names.
+    fn files(_at: &Node) -> Vec<PathBuf> {
+        vec![]
+    }
+
     /// Makes the plugin.
     fn build(ready: Self::Ready, env: &BuildEnv<'_>, live: &Live) -> Arc<dyn Plugin>;
 }
@@ -154,6 +159,7 @@ struct Kind {
     schema: fn() -> serde_json::Value,
     check: fn(&Node) -> Vec<Diagnostic>,
     body_limit: fn(&Node) -> Option<(u64, Span)>,
+    files: fn(&Node) -> Vec<PathBuf>,
     build: fn(&Node, &BuildEnv<'_>, &Live) -> Made,
 }
 
@@ -167,6 +173,7 @@ const fn kind<C: Configured>() -> Kind {
         example: C::EXAMPLE,
         schema: weir_config::schema::<C>,
         check: |node| ready::<C>(node).err().unwrap_or_else(|| C::warnings(node)),
+        files: C::files,
         body_limit: |node| weir_config::decode::<C>(node).ok()?.body_limit(node),
         build: |node, env, live| {
             let ready = ready::<C>(node)?;
@@ -229,6 +236,10 @@ impl PluginCatalog for Plugins {
 
     fn body_limit(&self, name: &str, config: &Node) -> Option<(u64, Span)> {
         (find(name)?.body_limit)(config)
+    }
+
+    fn files(&self, name: &str, config: &Node) -> Vec<PathBuf> {
+        find(name).map_or_else(Vec::new, |kind| (kind.files)(config))
     }
 
     fn check(&self, name: &str, config: &Node) -> Vec<Diagnostic> {

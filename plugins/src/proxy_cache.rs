@@ -9,12 +9,12 @@ use http::{HeaderName, header, request, response};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{sync::Arc, time::Duration};
-use weir_cache::{Freshness, NotForCache, Policy};
+use weir_cache::{Freshness, NotForCache, Policy, status::KongsWords};
 use weir_config::{Diagnostic, Encoding, Node};
 use weir_gateway::{BuildEnv, Flow, Phases, Plugin, RequestContext};
 
 /// Keeps answers in the one cache engine (see `response-cache`, which has more to set): in memory and in the store that Weir is configured with,
-/// one fetch for each key however many ask. `X-Cache-Status` is `HIT`, `MISS`, `STALE`, `BYPASS` or `REFRESH` (Kong writes them as `Hit`, …), `X-Cache-Key` the key in
+/// one fetch for each key however many ask. `X-Cache-Status` is `Hit`, `Miss`, `Bypass` or `Refresh` as in Kong, or `Stale`; `X-Cache-Key` is the key in
 /// clear (Kong: a hash).
 ///
 /// Stricter than Kong, since an answer for one visitor must not reach another: requests with `Authorization`, of a known consumer, or with a session
@@ -314,6 +314,7 @@ impl Plugin for ProxyCache {
     }
 
     fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
+        res.extensions.insert(KongsWords);
         cx.hidden.extend(self.hidden.iter().cloned());
         self.cache.response(cx, res);
     }

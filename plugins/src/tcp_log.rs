@@ -6,7 +6,7 @@ use crate::{
         self, CustomField,
         queue::{Limits, Queue, Sink},
     },
-    wrong,
+    doubtful, wrong,
 };
 use async_trait::async_trait;
 use rustls_pki_types::ServerName;
@@ -77,8 +77,7 @@ timeout: 2000
     fn ready(self, at: &Node) -> Result<Ready, Vec<Diagnostic>> {
         let custom = logging::custom_fields(at, &self.custom_fields_by_lua)?;
         let tls = match (self.tls, self.tls_sni) {
-            (false, Some(_)) => return Err(vec![wrong(at, "tls_sni", "`tls_sni` without `tls: true` has no effect")]),
-            (false, None) => None,
+            (false, _) => None,
             (true, sni) => {
                 let key = if sni.is_some() { "tls_sni" } else { "host" };
                 let name = sni.unwrap_or_else(|| self.host.clone());
@@ -87,6 +86,12 @@ timeout: 2000
         };
         let [timeout, keepalive] = [self.timeout, self.keepalive].map(Duration::from_millis);
         Ok(Ready { sink: TcpSink { host: self.host, port: self.port, timeout, keepalive, tls, connector: None, wire: None }, custom })
+    }
+
+    fn warnings(at: &Node) -> Vec<Diagnostic> {
+        let tls = at.get("tls").and_then(Node::text).as_deref() == Some("true");
+        let named = at.get("tls_sni").is_some_and(|name| !name.is_null());
+        if named && !tls { vec![doubtful(at, "tls_sni", "`tls_sni` without `tls: true` has no effect")] } else { vec![] }
     }
 
     fn build(ready: Ready, env: &BuildEnv<'_>, _: &Live) -> Arc<dyn Plugin> {

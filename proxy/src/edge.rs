@@ -75,7 +75,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         match (&edge.config.api, &edge.api) {
             (ApiTarget::Gateway, _) => return gateway::handle(work, request).await,
             (_, Some(elsewhere)) => {
-                gateway::forwarded(&mut request.headers, &work.cx);
+                gateway::forwarded(&mut request.headers, &work.cx, request.version);
                 work.cx.service = Some(elsewhere.clone());
                 work.bypass("api");
                 return work.forward(&none, elsewhere, request).await;
@@ -252,7 +252,7 @@ fn fill_request<D>(work: &Work<'_, D>, plan: &PagePlan<'_>) -> request::Parts {
 
 /// To the origin and back, streamed, with the visitor's own fields.
 async fn pass<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, mut request: request::Parts) {
-    gateway::forwarded(&mut request.headers, &work.cx);
+    gateway::forwarded(&mut request.headers, &work.cx, request.version);
     let service = spare(edge).unwrap_or(&edge.origin);
     work.cx.service = Some(service.clone());
     if !service.path.is_empty() {

@@ -2,10 +2,10 @@
 
 use crate::{downstream::{Downstream, RequestBody}, origin::OriginFetch, times::KONG_REQUEST_ID, work::{Work, wants_upgrade}};
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header, request, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, Version, header, request, uri::PathAndQuery};
 use std::{borrow::Cow, net::IpAddr, ops::Range, sync::Arc};
 use weir_config::{HeaderNames, PathHandling};
-use weir_gateway::{Chain, RequestContext, RouteRuntime, Scheme, ServiceRuntime, context::LogView, router};
+use weir_gateway::{Chain, Reply, RequestContext, RouteRuntime, Scheme, ServiceRuntime, context::LogView, router};
 
 const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const X_FORWARDED_PATH: HeaderName = HeaderName::from_static("x-forwarded-path");
@@ -40,7 +40,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     let snapshot = &live.snapshot;
     work.shown.times = snapshot.headers;
     let asked = request.uri.clone();
-    let found = snapshot.router.find(&router::Query {
+    let query = router::Query {
         scheme: work.cx.client.scheme.as_str(),
         method: &request.method,
         host: &work.cx.client.host,
@@ -48,8 +48,17 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         path: asked.path(),
         headers: &request.headers,
         sni: work.cx.client.sni.as_deref(),
-    });
-    let Some(found) = found else {
+    };
+    let Some(found) = snapshot.router.find(&query) else {
+        if let Some(route) = snapshot.router.find_websocket(&query).map(|index| snapshot.routes[index].clone()) {
+            if route.chains.wants_log_view() {
+                work.cx.log_view = Some(LogView::new(&request));
+            }
+            work.label.clone_from(&route.name);
+            work.cx.service.clone_from(&route.service);
+            work.cx.route = Some(route.clone());
+            return wrong_protocol(work, &route, Wanted::WebSocket, &request).await;
+        }
         if snapshot.no_route.wants_log_view() {
             work.cx.log_view = Some(LogView::new(&request));
         }
@@ -73,8 +82,8 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     if route.chains.wants_log_view() {
         work.cx.log_view = Some(LogView::new(&request));
     }
-    if work.cx.client.scheme == Scheme::Http && !route.http {
-        return wrong_protocol(work, &route, &request).await;
+    if let Some(wanted) = mismatch(work.cx.client.scheme, &route, &request) {
+        return wrong_protocol(work, &route, wanted, &request).await;
     }
     if let Some(limit) = route.chains.reads_body()
         && !work.read_ahead(&route.chains.base, limit).await
@@ -151,20 +160,56 @@ async fn read_short<D: Downstream>(work: &mut Work<'_, D>, chain: &Chain, route:
     !(short && route.request_buffering && work.cx.body.is_none()) || work.read_ahead(chain, SHORT).await
 }
 
-async fn wrong_protocol<D: Downstream>(work: &mut Work<'_, D>, route: &Arc<RouteRuntime>, request: &request::Parts) {
+/// What a route wants to be spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Https,
+    WebSocket,
+    Grpc,
+    GrpcOverTls,
+    Http2,
+}
+
+/// What a request should have spoken and does not.
+fn mismatch(scheme: Scheme, route: &RouteRuntime, request: &request::Parts) -> Option<Wanted> {
+    let plain = scheme == Scheme::Http && !route.http;
+    if !route.grpc {
+        return plain.then_some(Wanted::Https);
+    }
+    let kind = request.headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    if !kind.is_some_and(|kind| kind.starts_with(b"application/grpc")) {
+        return Some(Wanted::Grpc);
+    }
+    match request.version {
+        Version::HTTP_2 => plain.then_some(Wanted::GrpcOverTls),
+        _ => Some(Wanted::Http2),
+    }
+}
+
+/// Answers a request by the wrong protocol, with Kong's statuses and messages.
+async fn wrong_protocol<D: Downstream>(work: &mut Work<'_, D>, route: &Arc<RouteRuntime>, wanted: Wanted, request: &request::Parts) {
     let chain = route.chains.base.clone();
     work.cx.failure = Some("wrong-protocol");
-    let status = StatusCode::from_u16(route.https_redirect_status_code).unwrap_or(StatusCode::UPGRADE_REQUIRED);
-    let mut reply =
-        weir_gateway::Reply::error("weir", &work.cx, work.accept.as_ref(), status, "Please use HTTPS protocol");
-    if status == StatusCode::UPGRADE_REQUIRED {
-        reply = reply.with("connection", "Upgrade").with("upgrade", "TLS/1.2, HTTP/1.1");
-    } else {
-        let host = weir_cache::keys::canonical_host(&work.cx.client.host).unwrap_or_default();
-        let name = host.rsplit_once(':').map_or(host.as_str(), |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { &host });
-        let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
-        reply = reply.with("location", &format!("https://{name}{path}"));
-    }
+    let error = |status: StatusCode, message: &str| Reply::error("weir", &work.cx, work.accept.as_ref(), status, message);
+    let upgrade = |message: &str, to: &str| error(StatusCode::UPGRADE_REQUIRED, message).with("connection", "Upgrade").with("upgrade", to);
+    let reply = match wanted {
+        Wanted::WebSocket => upgrade("Please use WebSocket protocol", "websocket"),
+        Wanted::Http2 => upgrade("Please use HTTP2 protocol", "HTTP/2"),
+        Wanted::Grpc => error(StatusCode::UNSUPPORTED_MEDIA_TYPE, "Non-gRPC request matched gRPC route"),
+        Wanted::GrpcOverTls => Reply::empty("weir", StatusCode::OK)
+            .with("content-type", "application/grpc")
+            .with("grpc-status", "1")
+            .with("grpc-message", "gRPC request matched gRPCs route"),
+        Wanted::Https => match StatusCode::from_u16(route.https_redirect_status_code) {
+            Ok(status) if status.is_redirection() => {
+                let host = weir_cache::keys::canonical_host(&work.cx.client.host).unwrap_or_default();
+                let name = host.rsplit_once(':').map_or(host.as_str(), |(name, port)| if port.bytes().all(|b| b.is_ascii_digit()) { name } else { &host });
+                let path = request.uri.path_and_query().map_or("/", |p| p.as_str());
+                error(status, "Please use HTTPS protocol").with("location", &format!("https://{name}{path}"))
+            }
+            _ => upgrade("Please use HTTPS protocol", "TLS/1.2, HTTP/1.1"),
+        },
+    };
     work.reply(&chain, reply).await;
 }
 
@@ -196,9 +241,9 @@ fn towards(
     let asked = std::mem::replace(&mut request.uri, target);
     let told = |name: &HeaderName| if cx.client.trusted { request.headers.get(name).cloned() } else { None };
     let (told_prefix, told_path) = (told(&X_FORWARDED_PREFIX), told(&X_FORWARDED_PATH));
-    forwarded(&mut request.headers, cx);
+    forwarded(&mut request.headers, cx, request.version);
     let stripped = route.strip_path && prefix_len > 0 && route.path_handling == PathHandling::V0;
-    if let Some(prefix) = told_prefix.or_else(|| HeaderValue::from_str(path.get(..prefix_len).filter(|_| stripped)?).ok()) {
+    if let Some(prefix) = told_prefix.or_else(|| HeaderValue::from_str(path.get(..prefix_len).filter(|prefix| stripped && *prefix != "/")?).ok()) {
         request.headers.insert(X_FORWARDED_PREFIX, prefix);
     }
     if let Some(path) = told_path.or_else(|| HeaderValue::from_str(asked.path()).ok()) {
@@ -223,9 +268,10 @@ const X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port")
 const X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const VIA: HeaderValue = HeaderValue::from_static("1.1 weir");
+const VIA_HTTP2: HeaderValue = HeaderValue::from_static("2 weir");
 
 /// Tells the upstream who asks, and how. What a client says of itself counts only from a trusted proxy.
-pub fn forwarded(headers: &mut HeaderMap, cx: &RequestContext) {
+pub fn forwarded(headers: &mut HeaderMap, cx: &RequestContext, version: Version) {
     let client = &cx.client;
     // All texts in one buffer, which the fields share.
     let mut texts = Texts(Vec::with_capacity(128));
@@ -248,9 +294,11 @@ pub fn forwarded(headers: &mut HeaderMap, cx: &RequestContext) {
     headers.remove(&X_FORWARDED_PREFIX);
     headers.remove(header::FORWARDED);
     headers.insert(X_REQUEST_ID, text(id));
+    // The version is that of the request as it came (RFC 9110 section 7.6.3).
+    let own = if version == Version::HTTP_2 { VIA_HTTP2 } else { VIA };
     let via = match headers.get(header::VIA).and_then(|v| v.to_str().ok()) {
-        Some(before) => value(format!("{before}, 1.1 weir").into()),
-        None => VIA,
+        Some(before) => value(format!("{before}, {}", own.to_str().unwrap_or_default()).into()),
+        None => own,
     };
     headers.insert(header::VIA, via);
 }

@@ -137,10 +137,12 @@ fn load(given: &[Given<'_>], errors: &mut Vec<Diagnostic>) -> Vec<Loaded> {
 }
 
 fn chain(provider: &CryptoProvider, cert: &str, key: &str) -> Result<CertifiedKey, String> {
-    let key = provider.key_provider.load_private_key(private_key(key)?).map_err(|_| "the private key is of a kind that is not supported".to_string())?;
+    let key = provider.key_provider.load_private_key(private_key(key)?).map_err(|_| "this private key is not supported: RSA of 2048 bits or more, ECDSA with P-256 or P-384, and Ed25519 are".to_string())?;
     let certified = CertifiedKey::new(certificates(cert)?, key);
     match certified.keys_match() {
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => Ok(certified),
+        // Of the first version of X.509, as `openssl x509 -req` makes it: it can not be read here, and its clients judge it.
+        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(why))) if matches!(why.0.downcast_ref(), Some(webpki::Error::UnsupportedCertVersion)) => Ok(certified),
         Err(rustls::Error::InconsistentKeys(_)) => Err("certificate and private key do not belong together".into()),
         Err(error) => Err(format!("the certificate can not be used: {error}")),
     }

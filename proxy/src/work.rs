@@ -12,7 +12,7 @@ use crate::{
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request, response};
 use std::{future::poll_fn, sync::Arc, task::Poll};
-use weir_cache::{BodyReader, CacheRequest, FetchError, Outcome, Plan, Report, Verdict};
+use weir_cache::{BodyReader, CacheRequest, FetchError, Outcome, Plan, Report, Verdict, status::{KongsWords, X_CACHE_STATUS, kongs_word}};
 use weir_config::HeaderNames;
 use weir_gateway::{Chain, Reply, RequestContext, ServiceRuntime, context::{BodyHash, SeenBody}, plugin::Ending};
 
@@ -80,6 +80,9 @@ impl<D: Downstream> Work<'_, D> {
         }
         if let Some(report) = &self.cx.report {
             show(headers, report, self.shown);
+            if self.shown.status && parts.extensions.get::<KongsWords>().is_some() {
+                headers.insert(X_CACHE_STATUS, HeaderValue::from_static(kongs_word(report)));
+            }
         }
         for cookie in std::mem::take(&mut self.cx.cookies).into_iter().chain(self.guest_cookie.take()) {
             headers.append(header::SET_COOKIE, cookie);

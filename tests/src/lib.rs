@@ -11,6 +11,7 @@
 
 mod ask;
 pub mod cache_help;
+pub mod cases;
 mod config;
 mod http1;
 mod process;

@@ -21,7 +21,7 @@ fn millis(answer: &Answer, name: &str) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn services_are_told_who_asks_and_how_whatever_the_client_says() {
     let shop = Shop::start().await;
-    let weir = gateway(&shop, "weir", json!([{ "name": "r", "paths": ["/shop"] }, { "name": "kept", "paths": ["/kept"], "strip_path": false, "preserve_host": true }])).await;
+    let weir = gateway(&shop, "weir", json!([{ "name": "r", "paths": ["/shop"] }, { "name": "kept", "paths": ["/kept"], "strip_path": false, "preserve_host": true }, { "name": "all", "paths": ["/"] }])).await;
     let port = weir.gateway().0.port().to_string();
     let lies = [
         ("x-forwarded-for", "6.6.6.6"),
@@ -52,6 +52,9 @@ async fn services_are_told_who_asks_and_how_whatever_the_client_says() {
     assert_eq!(seen(&shop, "x-request-id").map(|id| id.len()), Some(32));
     weir.gateway().get("/kept/x").send().await;
     assert_eq!((seen(&shop, "x-forwarded-prefix"), seen(&shop, "host").as_deref()), (None, Some("shop.test")));
+    weir.gateway().get("/api/products").send_h2().await.expect(200);
+    // A prefix that is nothing is not told, and `Via` says what the client spoke.
+    assert_eq!((seen(&shop, "x-forwarded-prefix"), seen(&shop, "via").as_deref()), (None, Some("2 weir")));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -130,6 +133,112 @@ async fn a_request_that_does_not_fit_its_document_never_reaches_the_service() {
     door.get("/api/products/7").header("x-stub-status", "200").send().await;
     door.post_json("/api/products", &json!({ "name": "a" })).header("x-stub-status", "200").send().await;
     assert_eq!(stub.hits(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_document_counts_like_a_changed_configuration() {
+    let shop = Shop::start().await;
+    let weir = gateway(&shop, "weir", json!([])).await;
+    let document = |path: &str| std::fs::write(weir.folder().join("shop.yaml"), format!("openapi: 3.1.0\npaths:\n  {path}:\n    get: {{}}\n")).expect("written");
+    document("/one");
+    let plugins = json!([{ "name": "request-validation", "config": { "openapi": "shop.yaml" } }]);
+    let service = json!({ "name": "s", "url": shop.stubs.products.url(), "routes": [{ "name": "r", "paths": ["/"], "plugins": plugins }] });
+    weir.write(&Config(json!({ "gateway": { "_format_version": "3.0", "services": [service] } })));
+    let described = async |path: &str| !weir.gateway().get(path).send().await.text().contains("not described");
+    eventually("the configuration", async || (described("/one").await && !described("/two").await).then_some(())).await;
+    document("/two");
+    eventually("the new document", async || (described("/two").await && !described("/one").await).then_some(())).await;
+}
+
+/// The head of an answer to these bytes.
+async fn asked(weir: &Weir, request: &str) -> Answer {
+    let mut connection = weir.gateway().connect().await;
+    connection.send(request).await;
+    connection.answer("GET").await.expect("an answer")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_take_their_protocols_alone() {
+    let shop = Shop::start().await;
+    let weir = gateway(
+        &shop,
+        "kong",
+        json!([
+            { "name": "chat", "paths": ["/chat"], "protocols": ["ws", "wss"] },
+            { "name": "both", "paths": ["/both"] },
+            { "name": "sockets", "paths": ["/both"], "protocols": ["ws"], "plugins": [{ "name": "request-termination", "config": { "status_code": 418 } }] },
+            { "name": "secure", "paths": ["/secure"], "protocols": ["https"], "plugins": [{ "name": "cors" }] },
+            { "name": "moved", "paths": ["/moved"], "protocols": ["https"], "https_redirect_status_code": 308 },
+            { "name": "grpc", "paths": ["/grpc"], "protocols": ["grpc"] },
+            { "name": "grpcs", "paths": ["/tls-grpc"], "protocols": ["grpcs"] },
+        ]),
+    )
+    .await;
+    let door = weir.gateway();
+    shop.stubs.products.handle().reset();
+
+    // A plain request to a route for WebSocket.
+    let answer = door.get("/chat").send().await.expect(426);
+    assert_eq!((answer.must("upgrade"), answer.must("connection")), ("websocket", "upgrade"));
+    assert_eq!(answer.json()["message"], "Please use WebSocket protocol");
+    assert_eq!(answer.json()["request_id"], answer.must("x-kong-request-id"));
+    // Another protocol than WebSocket, a method that no handshake has, no route at all.
+    asked(&weir, "GET /chat HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n").await.expect(426);
+    door.ask("POST", "/chat").send().await.expect(426);
+    door.get("/nowhere").send().await.expect(404);
+    assert_eq!(shop.stubs.products.handle().hits(), 0);
+    // Of two routes with one path the handshake takes the one for WebSocket, all else the other.
+    let handshake = "Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n";
+    asked(&weir, &format!("GET /both HTTP/1.1\r\nHost: a\r\n{handshake}")).await.expect(418);
+    door.get("/both/api/products").send().await.expect(200);
+
+    // TLS is wanted.
+    let answer = door.get("/secure").send().await.expect(426);
+    assert_eq!((answer.must("upgrade"), answer.must("connection"), answer.must("access-control-allow-origin")), ("TLS/1.2, HTTP/1.1", "upgrade", "*"));
+    assert_eq!(answer.json()["message"], "Please use HTTPS protocol");
+    let answer = door.get("/moved/x?a=b").host("shop.test:8000").send().await.expect(308);
+    assert_eq!(answer.must("location"), "https://shop.test/moved/x?a=b");
+
+    // gRPC is wanted, and HTTP/2 for it.
+    let answer = door.get("/grpc/x").send().await.expect(415);
+    assert_eq!(answer.json()["message"], "Non-gRPC request matched gRPC route");
+    let answer = door.post("/tls-grpc/x", "application/grpc", "").send_h2().await.expect(200);
+    assert_eq!((answer.must("grpc-status"), answer.must("grpc-message")), ("1", "gRPC request matched gRPCs route"));
+    let answer = door.post("/grpc/x", "application/grpc", "").send().await.expect(200);
+    assert_eq!((answer.must("grpc-status"), answer.must("grpc-message")), ("12", "Please use HTTP2 protocol"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn errors_come_in_the_form_that_the_client_prefers() {
+    let shop = Shop::start().await;
+    let away = json!({ "name": "away", "url": "http://127.0.0.1:1", "retries": 0, "routes": [{ "name": "away", "paths": ["/away"] }] });
+    let slow = json!({ "name": "slow", "url": shop.stubs.products.url(), "retries": 0, "read_timeout": 200, "routes": [{ "name": "slow", "paths": ["/slow"] }] });
+    let none = json!({ "name": "none", "host": "nobody", "routes": [{ "name": "none", "paths": ["/none"] }] });
+    let secure = json!({ "name": "secure", "url": shop.stubs.products.url(), "routes": [{ "name": "secure", "paths": ["/secure"], "protocols": ["https"] }] });
+    let gateway = json!({ "headers": "kong", "_format_version": "3.0", "upstreams": [{ "name": "nobody" }], "services": [away, slow, none, secure] });
+    let weir = Weir::start(&Config(json!({ "gateway": gateway }))).await;
+    for (target, status, message) in [
+        ("/nowhere", 404, "no Route matched with those values"),
+        ("/secure", 426, "Please use HTTPS protocol"),
+        ("/away", 502, "An invalid response was received from the upstream server"),
+        ("/none", 503, "failure to get a peer from the ring-balancer"),
+        ("/slow/echo", 504, "The upstream server is timing out"),
+    ] {
+        for (accept, kind, body) in [
+            ("*/*", "application/json; charset=utf-8", "{\"message\":\"MESSAGE\",\"request_id\":\"ID\"}"),
+            ("application/json", "application/json; charset=utf-8", "\"message\":\"MESSAGE\""),
+            ("image/png", "application/json; charset=utf-8", "\"request_id\":\"ID\""),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "text/html; charset=utf-8", "<p>MESSAGE</p>\n<p>request_id: ID</p>"),
+            ("application/xml", "application/xml; charset=utf-8", "<message>MESSAGE</message>\n  <requestid>ID</requestid>"),
+            ("text/plain", "text/plain; charset=utf-8", "MESSAGE\nrequest_id: ID\n"),
+            ("application/json;q=0.1, text/*", "text/plain; charset=utf-8", "MESSAGE"),
+        ] {
+            let answer = weir.gateway().get(target).header("accept", accept).header("x-stub-latency", "5000").send().await.expect(status);
+            let wanted = body.replace("MESSAGE", message).replace("ID", answer.must("x-kong-request-id"));
+            assert!(answer.text().contains(&wanted), "{target} {accept}: {answer:#?}");
+            assert_eq!((answer.must("content-type"), answer.has("x-kong-response-latency")), (kind, true), "{target} {accept}");
+        }
+    }
 }
 
 /// What `weir check` says of a Kong file.

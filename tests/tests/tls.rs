@@ -163,3 +163,19 @@ async fn a_trusted_balancer_says_whose_connection_it_passes_on() {
     untrusted.send(format!("PROXY TCP4 192.0.2.1 198.51.100.1 4000 443\r\n{request}")).await;
     assert!(untrusted.is_closed().await);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_of_the_first_version_is_shown_as_it_is() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let openssl = |arguments: &[&str]| {
+        let done = std::process::Command::new("openssl").current_dir(folder.path()).args(arguments).stdin(std::process::Stdio::null()).output().expect("openssl");
+        String::from_utf8_lossy(&done.stdout).into_owned()
+    };
+    openssl(&["req", "-nodes", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-subj", "/CN=old.example", "-keyout", "key.pem", "-out", "csr.pem"]);
+    openssl(&["x509", "-req", "-in", "csr.pem", "-signkey", "key.pem", "-days", "2", "-out", "cert.pem"]);
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).expect("what openssl wrote");
+    let certificates = json!([{ "cert": read("cert.pem"), "key": read("key.pem"), "snis": ["old.example"] }]);
+    let (_shop, _weir, door) = open(|config| config.set("/gateway/certificates", certificates)).await;
+    let shown = openssl(&["s_client", "-connect", &door.0.to_string(), "-servername", "old.example"]);
+    assert!(shown.contains("CN = old.example") || shown.contains("CN=old.example"), "{shown}");
+}

@@ -178,12 +178,17 @@ fn made_up_by_kong(fields: &Fields<'_, '_>, key: &str) {
 
 fn jwt(fields: &mut Fields<'_, '_>, draft: &mut Draft, owner: usize) -> Option<JwtCredential> {
     let cx = fields.cx;
-    let algorithm = fields.one_of("algorithm", &ALGORITHMS).unwrap_or("HS256");
+    let algorithm = fields.one_of("algorithm", &ALGORITHMS);
+    let unknown = algorithm.is_none() && fields.node().get("algorithm").is_some_and(|node| !node.is_null());
+    let algorithm = algorithm.unwrap_or("HS256");
     let secret = fields.filled("secret");
     let public = fields.filled("rsa_public_key");
     made_up_by_kong(fields, "key");
     let key = fields.filled("key")?;
     draft.credential_names[2].name(cx, "JWT key", &key, owner, true);
+    if unknown {
+        return None;
+    }
     let hmac = algorithm.starts_with("HS");
     if hmac && fields.node().get("secret").is_none() {
         made_up_by_kong(fields, "secret");

@@ -66,6 +66,7 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, scope: &Scope, draft: &mut Dra
     let Some(name) = name else { return };
     let Some(canonical) = known(cx, &name) else { return };
     cx.extend(cx.catalog.check(canonical, &config));
+    cx.files.borrow_mut().extend(cx.catalog.files(canonical, &config));
     draft.plugins.push(PluginDraft {
         entry: PluginEntry {
             name: canonical.to_string(),

@@ -4,10 +4,12 @@ use super::{Draft, Scope, filter_chains, plugins, routes, tags, tls};
 use crate::Service;
 use crate::net::{HostPort, check_host};
 use crate::reader::{Context, Fields};
-use crate::{Node, Spanned, resilience};
+use crate::{Node, Spanned, placeholders, resilience};
 use std::time::Duration;
 
-const PROTOCOLS: [&str; 8] = ["http", "https", "grpc", "grpcs", "ws", "wss", "tcp", "tls"];
+const PROTOCOLS: [&str; 10] = ["http", "https", "grpc", "grpcs", "ws", "wss", "tcp", "tls", "udp", "tls_passthrough"];
+/// Those whose bytes are no HTTP.
+const STREAMS: [&str; 4] = ["tcp", "tls", "udp", "tls_passthrough"];
 /// Kong's largest timeout: 2³¹−2 milliseconds.
 const LONGEST: i64 = 2_147_483_646;
 
@@ -97,11 +99,11 @@ fn address(fields: &mut Fields<'_, '_>) -> Address {
     if let Some(url) = fields.filled("url") {
         match parse_url(cx, &url) {
             Ok(address) => return address,
-            Err(why) => cx.error("value", &url.span, why, Some("a URL like `http://host:port/path` is wanted".into())),
+            Err(why) => cx.error("value", &url.span, why, Some(variable(&url).unwrap_or_else(|| "a URL like `http://host:port/path` is wanted".into()))),
         }
     }
     let protocol = protocol.unwrap_or("http");
-    if matches!(protocol, "tcp" | "tls")
+    if STREAMS.contains(&protocol)
         && let Some(node) = fields.node().get("protocol")
     {
         cx.error("unsupported", node.span(), "streams of bytes are not proxied", Some("Weir serves http, https, grpc, grpcs, ws and wss".into()));
@@ -114,13 +116,18 @@ fn address(fields: &mut Fields<'_, '_>) -> Address {
                 None => Ok(()),
             });
             if let Err(why) = checked {
-                cx.error("value", &host.span, why, None);
+                cx.error("value", &host.span, why, variable(host));
             }
         }
         None => {}
     }
     let path = path.map(|path| checked_path(cx, path)).unwrap_or_default();
     Address { protocol: protocol.into(), host: host.map(|host| host.value).unwrap_or_default(), port: port.unwrap_or(default_port(protocol)), path }
+}
+
+/// What to write where other tools put a variable.
+fn variable(text: &str) -> Option<String> {
+    placeholders::variable_in(text).or_else(|| placeholders::of_deck(text)).map(|name| format!("write `${{{name}}}` for the variable"))
 }
 
 fn checked_path(cx: &Context<'_>, path: Spanned<String>) -> String {
@@ -138,7 +145,7 @@ fn checked_path(cx: &Context<'_>, path: Spanned<String>) -> String {
 fn parse_url(cx: &Context<'_>, url: &Spanned<String>) -> Result<Address, String> {
     let (scheme, rest) = url.split_once("://").ok_or("this is not a URL")?;
     let protocol = PROTOCOLS.iter().find(|known| scheme.eq_ignore_ascii_case(known)).ok_or("the URL's protocol is not one that services have")?;
-    if matches!(*protocol, "tcp" | "tls") {
+    if STREAMS.contains(protocol) {
         return Err("streams of bytes are not proxied".into());
     }
     let (authority, path) = match rest.find(['/', '?', '#']) {

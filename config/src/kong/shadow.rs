@@ -49,6 +49,8 @@ struct Kind<'a> {
     hosts: bool,
     methods: bool,
     snis: bool,
+    /// A route for WebSocket alone goes before its equals and takes nothing else.
+    websocket: bool,
     headers: Vec<&'a str>,
 }
 
@@ -61,6 +63,7 @@ impl<'a> Kind<'a> {
             hosts: !route.hosts.is_empty(),
             methods: !route.methods.is_empty(),
             snis: !route.snis.is_empty(),
+            websocket: route.protocols.iter().all(|protocol| matches!(protocol.as_str(), "ws" | "wss")),
             headers,
         }
     }

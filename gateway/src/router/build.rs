@@ -14,7 +14,7 @@ use std::sync::Arc;
 use weir_config::{Route, Service, Span};
 
 /// What decides between two ways to match, most important first; the smaller wins.
-type Order = (Reverse<u8>, Reverse<bool>, Reverse<u8>, Reverse<bool>, Reverse<i64>, Reverse<usize>, Reverse<bool>, usize, usize);
+type Order = (Reverse<u8>, Reverse<bool>, Reverse<u8>, Reverse<bool>, Reverse<i64>, Reverse<usize>, Reverse<bool>, Reverse<bool>, usize, usize);
 
 /// A route's path, or that it has none.
 struct Way<'r> {
@@ -36,7 +36,7 @@ struct Builder<'r> {
 }
 
 /// What two routes must have in common to share their conditions.
-type ConditionsKey = (Vec<String>, Vec<(String, Vec<String>)>, Vec<Name>);
+type ConditionsKey = (Vec<String>, Vec<(String, Vec<String>)>, Vec<Name>, bool);
 
 /// Host, path (and whether it is a regex) and conditions of a way.
 type Demand<'r> = (Option<&'r HostPattern>, Option<(&'r str, bool)>, u32);
@@ -53,6 +53,11 @@ pub(super) fn build(routes: &[Route], services: &[Service]) -> Result<Router, Ve
     if builder.errors.is_empty() { Ok(builder.finish()) } else { Err(builder.errors) }
 }
 
+/// Whether a route's protocols are those of WebSocket and no others.
+fn for_websocket_alone(route: &Route) -> bool {
+    !route.protocols.is_empty() && route.protocols.iter().all(|protocol| matches!(protocol.as_str(), "ws" | "wss"))
+}
+
 impl<'r> Builder<'r> {
     fn error(&mut self, route: usize, span: &Span, message: String) {
         self.errors.push(RouteError { route, span: span.clone(), message });
@@ -65,6 +70,7 @@ impl<'r> Builder<'r> {
         let kinds = kinds.into_iter().filter(|has| *has).count() as u8;
         let plain = !hosts.is_empty() && hosts.iter().all(|host| host.name.is_plain());
         let headers = route.headers.len().min(255) as u8;
+        let websocket = for_websocket_alone(route);
         let add = |builder: &mut Builder<'r>, nth: usize, path: Option<(&'r str, Option<u32>)>| {
             let regex = path.is_some_and(|(_, pattern)| pattern.is_some());
             let priority = if regex { route.regex_priority } else { 0 };
@@ -80,6 +86,7 @@ impl<'r> Builder<'r> {
                             Reverse(priority),
                             Reverse(len),
                             Reverse(port),
+                            Reverse(websocket),
                             index,
                             nth,
                         ),
@@ -146,7 +153,9 @@ impl<'r> Builder<'r> {
         methods.dedup();
         let mut headers: Vec<_> = route.headers.iter().map(|(name, values)| (name.to_ascii_lowercase(), values.clone())).collect();
         headers.sort();
-        let key = (methods, headers, snis);
+        let websocket = for_websocket_alone(route);
+        self.shared.websocket |= websocket;
+        let key = (methods, headers, snis, websocket);
         if let Some(known) = self.conditions.get(&key) {
             return *known;
         }
@@ -158,7 +167,7 @@ impl<'r> Builder<'r> {
             }
         }
         let headers = route.headers.iter().filter_map(|(name, values)| self.header(index, route, name, values)).collect();
-        self.shared.conditions.push(Conditions { methods, headers, snis: key.2.clone() });
+        self.shared.conditions.push(Conditions { methods, headers, snis: key.2.clone(), websocket });
         let id = (self.shared.conditions.len() - 1) as u32;
         self.conditions.insert(key, id);
         id
@@ -195,7 +204,7 @@ impl<'r> Builder<'r> {
         let mut by_host: HashMap<&HostPattern, PathsBuilder<'r>> = HashMap::default();
         let mut any_host = PathsBuilder::default();
         for (rank, way) in self.ways.iter().enumerate() {
-            let candidate = |pattern| Candidate::new(rank as u32, way.order.7 as u32, way.conditions, pattern);
+            let candidate = |pattern| Candidate::new(rank as u32, way.order.8 as u32, way.conditions, pattern);
             let put = |paths: &mut PathsBuilder<'r>| match way.path {
                 None => paths.add_prefix("", candidate(None)),
                 Some((text, None)) => paths.add_prefix(text, candidate(None)),
@@ -219,7 +228,7 @@ impl<'r> Builder<'r> {
         // By route: whether some way of it is its own, and who took another.
         let mut routes: HashMap<usize, (bool, Option<usize>)> = HashMap::default();
         for way in &self.ways {
-            let route = way.order.7;
+            let route = way.order.8;
             let hosts = way.hosts.iter().filter(|host| host.port.is_some() == way.port).map(Some);
             let none = way.hosts.is_empty().then_some(None);
             for host in hosts.chain(none) {

@@ -3,7 +3,8 @@
 //! **What matches.** Every kind of matcher that a route has (methods, hosts, headers, paths, SNIs) must accept the request. A
 //! plain path matches every normalized path that begins with it; a regex is anchored at the start. A host without a port means
 //! any port; one with a port means the port in `Host` or else the listener's. SNIs are a condition only of TLS requests.
-//! Protocols are none: the caller answers 426 or redirects when the winner does not take the request's.
+//! Protocols are none: the caller answers 426 or redirects when the winner does not take the request's. Only a route for `ws` and `wss` alone
+//! takes nothing but handshakes of WebSocket, and goes before one that differs in nothing else.
 //!
 //! **Which wins**, by the first of these that differs:
 //! 1. more kinds of matcher;
@@ -12,7 +13,8 @@
 //! 4. regex paths before prefixes;
 //! 5. among regexes the higher `regex_priority`, among prefixes the longer;
 //! 6. matched by a host with a port, before one without (Kong leaves this and the next to the order of ids);
-//! 7. the earlier route, and of its paths the earlier.
+//! 7. for WebSocket alone, before any;
+//! 8. the earlier route, and of its paths the earlier.
 //!
 //! **How it is found.** All ways in which all routes can match are ranked once, when the router is built. A request looks up
 //! the host patterns that cover it (a hash, two radix trees), and below each the prefixes of its path and the regexes whose
@@ -111,6 +113,15 @@ impl Router {
 
     /// The route of a request; `None`: 404.
     pub fn find<'q>(&self, query: &Query<'q>) -> Option<Match<'q>> {
+        self.find_as(query, false)
+    }
+
+    /// The route of a request that has none, were it a handshake of WebSocket.
+    pub fn find_websocket(&self, query: &Query<'_>) -> Option<usize> {
+        if self.shared.websocket { self.find_as(query, true).map(|found| found.route) } else { None }
+    }
+
+    fn find_as<'q>(&self, query: &Query<'q>, as_websocket: bool) -> Option<Match<'q>> {
         let path = normalize(query.path);
         let text = normalize::matching_text(&path);
         let (host, port) = host::of_request(query.host);
@@ -120,6 +131,7 @@ impl Router {
             text: &text,
             sni: sni.as_deref(),
             tls: matches!(query.scheme, "https" | "grpcs" | "wss" | "tls"),
+            as_websocket,
         };
         let mut search = Search { shared: &self.shared, subject: &subject, best: None };
         if !host.is_empty() {

@@ -54,6 +54,8 @@ impl Candidate {
 pub(super) struct Shared {
     pub(super) conditions: Vec<Conditions>,
     pub(super) patterns: Vec<Arc<Pattern>>,
+    /// Some route is for WebSocket alone.
+    pub(super) websocket: bool,
 }
 
 /// The best candidate so far.

@@ -34,8 +34,8 @@ fn headers() -> impl Strategy<Value = Vec<(String, Vec<String>)>> {
 }
 
 fn routes(most: usize) -> impl Strategy<Value = Vec<Route>> {
-    let one = (some(HOSTS, 3), some(PATHS, 3), some(METHODS, 2), headers(), some(SNIS, 2), -1..2i64).prop_map(
-        |(hosts, paths, methods, headers, snis, regex_priority)| {
+    let one = (some(HOSTS, 3), some(PATHS, 3), some(METHODS, 2), headers(), some(SNIS, 2), -1..2i64, prop::bool::weighted(0.2)).prop_map(
+        |(hosts, paths, methods, headers, snis, regex_priority, websocket)| {
             let mut made = route("generated");
             made.hosts = hosts;
             made.paths = paths.iter().map(|text| path(text)).collect();
@@ -43,6 +43,9 @@ fn routes(most: usize) -> impl Strategy<Value = Vec<Route>> {
             made.headers = headers;
             made.snis = snis;
             made.regex_priority = regex_priority;
+            if websocket {
+                made.protocols = vec!["ws".into(), "wss".into()];
+            }
             made
         },
     );
@@ -61,8 +64,9 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
         values(),
         values(),
         prop::option::of(select(vec!["a.test", "x.a.test", "a.example", "b.test"])),
+        prop::option::weighted(0.4, select(vec!["websocket", "h2c"])),
     )
-        .prop_map(|(scheme, method, host, explicit, port, segments, first, second, sni)| {
+        .prop_map(|(scheme, method, host, explicit, port, segments, first, second, sni, upgrade)| {
             let host = match explicit {
                 Some(port) if !host.is_empty() => format!("{host}:{port}"),
                 _ => host.to_owned(),
@@ -73,6 +77,10 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
             request.sni = sni.map(String::from);
             first.into_iter().for_each(|value| request.header("x-one", value));
             second.into_iter().for_each(|value| request.header("X-Two", value));
+            if let Some(upgrade) = upgrade {
+                request.header("upgrade", upgrade);
+                request.header("connection", "keep-alive, Upgrade");
+            }
             request
         });
     prop::collection::vec(one, 20)

@@ -17,6 +17,7 @@ pub fn find(routes: &[Route], request: &Request) -> Option<(usize, usize)> {
         let others = [
             route.methods.is_empty() || route.methods.contains(&request.method.to_string()),
             route.headers.iter().all(|(name, values)| header_matches(request, name, values)),
+            !for_websocket(route) || is_handshake(request),
             route.snis.is_empty() || request.scheme != "https" || route.snis.iter().any(|sni| sni_matches(sni, request)),
         ];
         if others.contains(&false) {
@@ -55,6 +56,7 @@ pub fn find(routes: &[Route], request: &Request) -> Option<(usize, usize)> {
                     Reverse(if regex { route.regex_priority } else { 0 }),
                     Reverse(if regex { 0 } else { len }),
                     Reverse(port),
+                    Reverse(for_websocket(route)),
                     index,
                     nth,
                 );
@@ -63,7 +65,16 @@ pub fn find(routes: &[Route], request: &Request) -> Option<(usize, usize)> {
         }
     }
     matches.sort();
-    matches.first().map(|(order, len)| (order.7, *len))
+    matches.first().map(|(order, len)| (order.8, *len))
+}
+
+fn for_websocket(route: &Route) -> bool {
+    route.protocols == ["ws"] || route.protocols == ["ws", "wss"]
+}
+
+fn is_handshake(request: &Request) -> bool {
+    let is = |name: &str, word: &str| request.headers.get(name).is_some_and(|value| value.to_str().expect("ASCII").to_lowercase().contains(word));
+    request.method == "GET" && is("upgrade", "websocket") && is("connection", "upgrade")
 }
 
 /// Compiling takes far longer than matching, so each text is compiled once.

@@ -18,7 +18,7 @@ async fn a_preflight_is_answered_with_200_and_kongs_fields() {
     assert_eq!(seen.header("access-control-allow-origin"), Some("*"));
     assert_eq!(seen.header("access-control-allow-methods"), Some("GET,HEAD,PUT,PATCH,POST,DELETE,OPTIONS,TRACE,CONNECT"));
     assert_eq!(seen.header("access-control-allow-headers"), Some("X-A,X-B"));
-    assert_eq!(seen.header("vary"), Some("Origin"));
+    assert_eq!(seen.header("vary"), None, "a star is the same for all");
     for absent in ["access-control-max-age", "access-control-allow-credentials", "access-control-allow-private-network"] {
         assert_eq!(seen.header(absent), None, "{absent}");
     }
@@ -81,7 +81,7 @@ async fn who_is_named() {
         let config = format!("origins: {origins}");
         let plain = run(&config, get("/").with("Origin", asks)).await;
         assert_eq!(plain.header("access-control-allow-origin"), named, "{origins} {asks}");
-        assert_eq!(plain.header("vary"), Some("Origin"), "{origins} {asks}");
+        assert_eq!(plain.header("vary"), Some("Origin").filter(|_| named != Some("*")), "{origins} {asks}");
         let preflight = run(&config, preflight(asks)).await;
         assert_eq!(preflight.header("access-control-allow-origin"), named, "preflight: {origins} {asks}");
     }
@@ -101,7 +101,7 @@ async fn credentials_never_go_with_a_star() {
 
 #[tokio::test]
 async fn ordinary_answers_expose_headers_and_keep_the_upstreams_vary() {
-    let rig = Rig::new(&[("cors", "exposed_headers: [X-A, X-B]")]).upstream_field("vary", "Accept-Encoding");
+    let rig = Rig::new(&[("cors", "{origins: ['https://a.example'], exposed_headers: [X-A, X-B]}")]).upstream_field("vary", "Accept-Encoding");
     let seen = rig.run(get("/").with("Origin", "https://a.example")).await;
     assert_eq!(seen.header("access-control-expose-headers"), Some("X-A,X-B"));
     assert_eq!(seen.all("vary"), ["Accept-Encoding", "Origin"]);

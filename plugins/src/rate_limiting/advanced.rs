@@ -51,6 +51,20 @@ pub struct Advanced {
     pub dictionary_name: Option<String>,
     /// Read for Kong's sake: a request over a limit is charged to none.
     pub disable_penalty: Option<bool>,
+    /// Read for Kong's sake: there are no locks here.
+    pub lock_dictionary_name: Option<String>,
+    /// Read for Kong's sake: `Retry-After` is exact.
+    pub retry_after_jitter_max: Option<f64>,
+    /// Of Kong Enterprise: only null is understood. `limits` of `rate-limiting` has templates of several parts.
+    pub compound_identifier: Option<serde_json::Value>,
+    /// Of Kong Enterprise: only null is understood. Attach the plugin to the groups.
+    pub consumer_groups: Option<serde_json::Value>,
+    /// Of Kong Enterprise, for `consumer_groups`: only `false` is understood.
+    pub enforce_consumer_groups: Option<bool>,
+    /// Of Kong Enterprise: only null is understood. `costs` of `rate-limiting` weighs requests.
+    pub counter_key: Option<serde_json::Value>,
+    /// Of Kong Enterprise: only null, or `enabled: false`, is understood.
+    pub throttling: Option<serde_json::Value>,
 }
 
 /// How windows lie.
@@ -128,6 +142,13 @@ impl Default for Advanced {
             sync_rate: None,
             dictionary_name: None,
             disable_penalty: None,
+            lock_dictionary_name: None,
+            retry_after_jitter_max: None,
+            compound_identifier: None,
+            consumer_groups: None,
+            enforce_consumer_groups: None,
+            counter_key: None,
+            throttling: None,
         }
     }
 }
@@ -188,11 +209,26 @@ impl Configured for Advanced {
     fn ready(self, at: &Node) -> Result<Ready, Vec<Diagnostic>> {
         let mut errors = Vec::new();
         let allowed = self.allowed(at).map_err(|found| errors.extend(found)).ok();
+        let throttles = self.throttling.as_ref().is_some_and(|value| value.get("enabled") != Some(&serde_json::Value::Bool(false)));
+        for (field, used) in [
+            ("compound_identifier", self.compound_identifier.is_some()),
+            ("consumer_groups", self.consumer_groups.is_some()),
+            ("enforce_consumer_groups", self.enforce_consumer_groups == Some(true)),
+            ("counter_key", self.counter_key.is_some()),
+            ("throttling", throttles),
+        ] {
+            if used {
+                errors.push(wrong(at, field, format!("`{field}` of Kong Enterprise is not supported")));
+            }
+        }
         let limit_by = self.identifier.limit_by();
         let written = Written { field: "identifier", by: limit_by, header_name: self.header_name.as_ref(), path: self.path.as_ref(), claim: None, template: None };
         let by = by(at, &written).map_err(|e| errors.push(e)).ok();
         let status = status(at, self.error_code).map_err(|e| errors.push(e)).ok();
         let (Some(allowed), Some(by), Some(status)) = (allowed, by, status) else { return Err(errors) };
+        if !errors.is_empty() {
+            return Err(errors);
+        }
         let algorithm = match self.window_type {
             WindowType::Sliding => Algorithm::SlidingWindow,
             WindowType::Fixed => Algorithm::FixedWindow,

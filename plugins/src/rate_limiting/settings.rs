@@ -120,9 +120,9 @@ pub struct Config {
     pub redis_database: Option<u64>,
 }
 
-/// Kong's address of a Redis. Weir counts in the store that `store:` names instead.
+/// Kong's address of a Redis. Weir counts in the store that `store:` names instead. Kong Enterprise's further keys are read as well.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 pub struct Redis {
     /// Not used.
     pub host: Option<String>,

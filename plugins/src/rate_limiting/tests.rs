@@ -410,8 +410,14 @@ async fn kong_enterprises_spelling_is_the_same_plugin() {
     }
     let rig = Rig::new(&[("rate-limiting-advanced", "{limit: [3], window_size: [7], window_type: fixed}")]);
     assert_eq!(rig.run(get("/")).await.header("x-ratelimit-limit-7"), Some("3"));
+    // As Kong's tools write it down, with every default.
+    let dumped = "{limit: [30], window_size: [2628000], window_type: sliding, compound_identifier: null, consumer_groups: null, counter_key: null, dictionary_name: kong_rate_limiting_counters, disable_penalty: false, enforce_consumer_groups: false, header_name: null, lock_dictionary_name: kong_locks, retry_after_jitter_max: 0, sync_rate: null, throttling: {enabled: false, interval: 5}, redis: {host: 127.0.0.1, cluster_nodes: null, connect_timeout: 2000, connection_is_proxied: false, keepalive_pool_size: 256, sentinel_master: null, ssl: false}}";
+    assert_eq!(Rig::new(&[("rate-limiting-advanced", dumped)]).run(get("/")).await.header("x-ratelimit-remaining-2628000"), Some("29"));
     for (config, says) in [
         ("{}", "at least one limit"),
+        ("{limit: [1], window_size: [1], throttling: {enabled: true}}", "`throttling` of Kong Enterprise"),
+        ("{limit: [1], window_size: [1], enforce_consumer_groups: true}", "`enforce_consumer_groups` of Kong Enterprise"),
+        ("{limit: [1], window_size: [1], compound_identifier: [ip]}", "`compound_identifier` of Kong Enterprise"),
         ("{limit: [1, 2], window_size: [1]}", "2 limits need as many windows, not 1"),
         ("{limit: [1], window_size: [0]}", "1 or more"),
         ("{limit: [1, 2], window_size: [5, 5]}", "two windows of 5 s"),

@@ -16,7 +16,7 @@ use schema::{Problem, Schema};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
-use std::{collections::BTreeSet, path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::{Path, PathBuf}, sync::Arc};
 use weir_config::{Diagnostic, Kind, Node, Size, Span};
 use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext, router::normalize};
 
@@ -30,7 +30,7 @@ const INVALID: &str = "The request does not fit its description";
 ///
 /// JSON (`application/json`, `+json`) and forms (`application/x-www-form-urlencoded`) are checked against their schema; of other bodies only type and size are. JSON with a
 /// member twice, a parameter twice that is no list, and a checked body with `Content-Encoding` are refused, for a service might read them in another way. References
-/// lead to places in the same document only. Files are read when the configuration is. Fields of Kong's `request-validator` are understood; Kong's own schema language is not.
+/// lead to places in the same document only. A file is read with the configuration, and a change of it is one of the configuration. Fields of Kong's `request-validator` are understood; Kong's own schema language is not.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -194,9 +194,20 @@ max_body: 64KB
         Some((self.max_body.get(), at.get("max_body")?.span().clone()))
     }
 
+    fn files(at: &Node) -> Vec<PathBuf> {
+        at.get("openapi").and_then(file).into_iter().collect()
+    }
+
     fn build(ready: Rules, env: &BuildEnv<'_>, _: &Live) -> Arc<dyn Plugin> {
         Arc::new(Validation { rules: ready, environment: env.environment.clone() })
     }
+}
+
+/// The file that a text names, relative to the file in which it stands.
+fn file(node: &Node) -> Option<PathBuf> {
+    let Kind::String(name) = node.kind() else { return None };
+    let folder = node.span().source.as_ref().map_or(Path::new(""), |source| source.folder());
+    Some(folder.join(name))
 }
 
 /// The document as a tree: as it stands in the configuration, or from its file.
@@ -204,9 +215,8 @@ fn document(at: &Node) -> Result<Node, Vec<Diagnostic>> {
     let Some(node) = at.get("openapi") else { return Err(vec![wrong(at, "openapi", "a document is wanted")]) };
     match node.kind() {
         Kind::Map(_) => Ok(node.clone()),
-        Kind::String(name) => {
-            let folder = node.span().source.as_ref().map_or(Path::new(""), |source| source.folder());
-            Node::parse_file(&folder.join(name)).map_err(|found| match found.first().is_some_and(|d| d.span.is_known()) {
+        Kind::String(_) => {
+            Node::parse_file(&file(node).unwrap_or_default()).map_err(|found| match found.first().is_some_and(|d| d.span.is_known()) {
                 true => found.into_iter().collect(),
                 false => vec![wrong(at, "openapi", found.first().map_or_else(String::new, |d| d.message.clone()))],
             })
