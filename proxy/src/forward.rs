@@ -6,7 +6,7 @@ use crate::{
     downstream::{ClientError, Downstream},
     exchange::{self, Answered, CALLERS_DEADLINE, TryError, TryLimits, Upload},
 };
-use http::{StatusCode, request};
+use http::{StatusCode, header, request};
 use pingora::connectors::TransportConnector;
 use std::{borrow::Cow, sync::Arc};
 use tokio::time::Instant;
@@ -68,12 +68,18 @@ pub async fn forward<D: Downstream>(
         until,
     };
     let mut tries = Tries { service, guard: guard.as_deref(), until, made: 0, tried: vec![], hash: service.upstream.hash(cx, request) };
+    // `Host` of the service's is that of the endpoint, if that has a name of its own.
+    let by_endpoint = request.headers.get(header::HOST) == Some(&service.host_header);
     let mut request = Cow::Borrowed(request);
     let mut fresh_only = false;
     let failed = loop {
         let (endpoint, mut own) = tries.next()?;
         if let Some(until) = until {
             care.deadlines.tell(&mut request.to_mut().headers, until, Instant::now());
+        }
+        let host = endpoint.host_header(service);
+        if by_endpoint && request.headers.get(header::HOST) != Some(host) {
+            request.to_mut().headers.insert(header::HOST, host.clone());
         }
         cx.tries += 1;
         cx.endpoint = Some(endpoint.clone());

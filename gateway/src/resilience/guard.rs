@@ -142,7 +142,7 @@ impl Guard {
             return Vec::new();
         }
         let barred = |endpoint: &Arc<Endpoint>| self.of(endpoint).is_some_and(|circuit| circuit.closed_to(&self.rules).is_some());
-        upstream.endpoints().filter(|endpoint| barred(endpoint)).map(|endpoint| endpoint.clone()).collect()
+        upstream.endpoints().filter(barred).collect()
     }
 
     /// What an answer's head says.

@@ -36,13 +36,21 @@ pub(super) fn begin(upstream: &Arc<Upstream>) -> Option<AbortHandle> {
 
 async fn run(upstream: Arc<Upstream>, tls: Option<TlsConnector>) {
     let check = &upstream.policy.active;
-    let mut due: Vec<(Arc<Endpoint>, Instant)> = upstream.endpoints().map(|e| (e.clone(), Instant::now())).collect();
+    let mut due: Vec<(Arc<Endpoint>, Instant)> = Vec::new();
     let interval = |endpoint: &Endpoint| {
         let seconds = if endpoint.health.state() == State::Down { check.unhealthy.interval } else { check.healthy.interval };
         (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
     };
     loop {
         let now = Instant::now();
+        let changed = upstream.members.changed.notified();
+        let current: Vec<_> = upstream.endpoints().collect();
+        due.retain(|(endpoint, _)| current.iter().any(|e| Arc::ptr_eq(e, endpoint)));
+        for endpoint in current {
+            if !due.iter().any(|(e, _)| Arc::ptr_eq(e, &endpoint)) {
+                due.push((endpoint, now));
+            }
+        }
         let ready = due.iter().filter(|(endpoint, at)| *at <= now && interval(endpoint).is_some()).map(|(endpoint, _)| endpoint);
         let (upstream_ref, tls_ref) = (&upstream, &tls);
         stream::iter(ready.cloned().collect::<Vec<_>>())
@@ -57,7 +65,10 @@ async fn run(upstream: Arc<Upstream>, tls: Option<TlsConnector>) {
             *at = done + interval(endpoint).unwrap_or(Duration::from_secs(1));
         }
         let next = due.iter().map(|(_, at)| *at).min().unwrap_or(done + Duration::from_secs(1));
-        tokio::time::sleep_until(next.into()).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => {}
+            () = changed => {}
+        }
     }
 }
 
@@ -79,8 +90,7 @@ async fn ask(check: &ActiveCheck, tls: Option<&TlsConnector>, endpoint: &Endpoin
 
 /// `None`: no connection, or no answer by it.
 async fn ask_now(check: &ActiveCheck, tls: Option<&TlsConnector>, endpoint: &Endpoint) -> Option<Found> {
-    let addresses = endpoint.addresses().await.ok()?;
-    let stream = TcpStream::connect(&addresses[..]).await.ok()?;
+    let stream = TcpStream::connect(endpoint.address().await.ok()?).await.ok()?;
     match (check.kind, tls) {
         (CheckKind::Https, Some(tls)) => {
             let name = check.https_sni.clone().unwrap_or_else(|| endpoint.host.clone());
@@ -94,7 +104,7 @@ async fn ask_now(check: &ActiveCheck, tls: Option<&TlsConnector>, endpoint: &End
 
 async fn status(check: &ActiveCheck, endpoint: &Endpoint, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Option<Found> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
-    let host = check.https_sni.as_ref().filter(|_| check.kind == CheckKind::Https).unwrap_or(&endpoint.name);
+    let host = check.https_sni.as_ref().filter(|_| check.kind == CheckKind::Https).unwrap_or(&endpoint.target);
     let mut request = Request::get(&check.http_path).header(header::USER_AGENT, concat!("weir/", env!("CARGO_PKG_VERSION"), " (health check)"));
     let named = |name: &str| check.headers.keys().any(|n| n.eq_ignore_ascii_case(name));
     if !named("host") {

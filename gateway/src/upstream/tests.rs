@@ -2,24 +2,23 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::HashMap;
 
-fn endpoints(weights: &[u32]) -> Vec<(Arc<Endpoint>, u32)> {
-    let all = Endpoints::default();
-    weights.iter().enumerate().map(|(i, w)| (all.get("u", "127.0.0.1", 1000 + i as u16), *w)).collect()
+fn targets(weights: &[u32]) -> Vec<Target> {
+    weights.iter().zip(1000..).map(|(weight, port)| Target { host: "127.0.0.1".into(), port, weight: *weight }).collect()
 }
 
 fn upstream(weights: &[u32]) -> Upstream {
-    Upstream::new("u".into(), endpoints(weights))
+    Upstream::new("u", targets(weights), &Endpoints::default())
 }
 
 /// An upstream with these settings, as JSON.
 fn set(weights: &[u32], settings: serde_json::Value) -> Upstream {
     let mut all = serde_json::json!({ "name": "u" });
     all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-    Upstream::with_settings(&serde_json::from_value(all).unwrap(), endpoints(weights))
+    Upstream::with_settings(&serde_json::from_value(all).unwrap(), targets(weights), &Endpoints::default())
 }
 
 fn at(u: &Upstream, index: usize) -> Arc<Endpoint> {
-    u.endpoints().nth(index).unwrap().clone()
+    u.endpoints().nth(index).unwrap()
 }
 
 fn picked(u: &Upstream, hash: Option<u64>) -> usize {
@@ -210,26 +209,19 @@ fn bounded_loads_send_on_what_is_too_much_for_one() {
     }
 }
 
-#[tokio::test]
-async fn names_resolve_and_literals_do_not_ask() {
-    let all = Endpoints::default();
-    assert_eq!(all.get("u", "::1", 80).addresses().await.unwrap(), ["[::1]:80".parse().unwrap()]);
-    assert!(all.get("u", "localhost", 80).addresses().await.unwrap().contains(&"127.0.0.1:80".parse().unwrap()));
-    assert!(all.get("u", "no-such-host.invalid", 80).addresses().await.is_err());
-}
-
 #[test]
 fn health_outlives_a_configuration_and_is_an_upstreams_own() {
     let all = Endpoints::default();
-    let (one, same, other) = (all.get("u", "127.0.0.1", 1), all.get("u", "127.0.0.1", 1), all.get("v", "127.0.0.1", 1));
-    assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &other));
+    let of = |name: &str| Upstream::new(name, targets(&[1]), &all);
+    let (before, after, other) = (of("u"), of("u"), of("v"));
+    assert!(Arc::ptr_eq(&at(&before, 0), &at(&after, 0)) && !Arc::ptr_eq(&at(&before, 0), &at(&other, 0)));
 }
 
 #[test]
 fn an_operator_says_what_an_endpoint_is() {
     let all = Endpoints::default();
-    let u = Arc::new(Upstream::new("u".into(), vec![(all.get("u", "127.0.0.1", 1), 1), (all.get("u", "127.0.0.1", 2), 0)]));
-    all.put_in_force([u]);
+    let target = |port, weight| Target { host: "127.0.0.1".into(), port, weight };
+    all.put_in_force([Arc::new(Upstream::new("u", vec![target(1, 1), target(2, 0)], &all))]);
     let states = || -> Vec<&str> { all.view()[0].endpoints.iter().map(|e| e.state).collect() };
     assert_eq!(states(), ["up", "draining"]);
     for (said, shown) in [("unhealthy", "down"), ("healthy", "up"), ("draining", "draining"), ("healthy", "up")] {
