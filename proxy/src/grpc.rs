@@ -31,7 +31,8 @@ pub fn dress(parts: &mut response::Parts, body: &mut Bytes) {
     *body = Bytes::new();
 }
 
-/// gRPC's number for a status, as Kong maps them.
+/// gRPC's number for a status: that which gRPC clients give to answers of plain HTTP (http-grpc-status-mapping), but where gRPC has a
+/// more exact one for what Weir means by a status.
 fn code(status: StatusCode) -> u16 {
     match status.as_u16() {
         200..=299 => 0,
@@ -43,6 +44,8 @@ fn code(status: StatusCode) -> u16 {
         409 => 10,
         413 | 429 => 8,
         499 => 1,
+        500 => 13,
+        501 => 12,
         502 | 503 => 14,
         _ => 2,
     }
@@ -75,6 +78,12 @@ mod tests {
         assert_eq!(parts.headers["grpc-status"], "16");
         assert_eq!(parts.headers["grpc-message"], "Unauthorized %C3%A9 100%25");
         assert_eq!(parts.headers["content-type"], "application/grpc");
+    }
+
+    #[test]
+    fn statuses_have_a_number() {
+        let codes = [200, 400, 401, 403, 404, 409, 413, 418, 429, 500, 501, 502, 503, 504].map(|status| code(StatusCode::from_u16(status).unwrap()));
+        assert_eq!(codes, [0, 3, 16, 7, 12, 10, 8, 2, 8, 13, 12, 14, 14, 4]);
     }
 
     #[test]

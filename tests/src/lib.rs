@@ -12,6 +12,7 @@
 mod ask;
 pub mod cache_help;
 mod config;
+pub mod dns;
 mod http1;
 mod process;
 mod shop;

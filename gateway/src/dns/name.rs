@@ -231,6 +231,12 @@ impl Name {
         }
     }
 
+    /// What a test says of it.
+    #[cfg(test)]
+    pub(crate) fn teach(&self, found: Vec<Found>) {
+        self.learn(Ok(Answer { found, kind: Some(RecordKind::Srv), ttl: Duration::from_secs(60) }), &Rules::default(), Instant::now());
+    }
+
     pub(super) fn view(&self) -> NameView {
         let known = self.known.load();
         let from = match (known.kind, known.over) {
