@@ -130,9 +130,9 @@ async fn an_open_circuit_serves_the_old_copy_the_fallback_or_another_service() {
         (answer.verdict() == "STALE").then_some(answer)
     })
     .await;
-    assert_eq!((old.text(), deals.hits_for("/echo/both")), (cached.text(), 0));
+    assert_eq!((old.text(), deals.hits_for("/echo/both/page")), (cached.text(), 0));
     weir.gateway().get("/echo/both/unseen").send().await.expect(200);
-    assert_eq!((deals.hits_for("/echo/both"), stub.hits()), (1, before));
+    assert_eq!((deals.hits_for("/echo/both/unseen"), stub.hits()), (1, before));
 }
 
 #[tokio::test(flavor = "multi_thread")]
