@@ -15,22 +15,24 @@ pub struct Resolver {
     #[schemars(extend("examples" = [["10.0.0.2", "10.0.0.3:5353"]]))]
     pub servers: Vec<NameServer>,
     /// Which records are asked for, in this order; the first of which there are any count. What answered last is asked for first.
+    /// Default: SRV, A, AAAA.
     #[schemars(length(min = 1))]
     pub order: Vec<RecordKind>,
-    /// A name is not asked for more often than this, however short its TTL.
+    /// A name is not asked for more often than this, however short its TTL (default: 1s).
     pub min_ttl: Millis,
-    /// Nor less often than this.
+    /// Nor less often than this (1h).
     pub max_ttl: Millis,
-    /// Time for an answer to one question.
+    /// Time for an answer to one question (2s).
     pub timeout: Millis,
     /// How often a question without an answer is put.
     #[schemars(range(min = 1, max = 10))]
     pub attempts: u32,
-    /// How long a name that does not exist is not asked for again, at most; its zone may say less.
+    /// How long a name that does not exist is not asked for again, at most (10s); its zone may say less.
     pub negative_ttl: Millis,
-    /// How long the last addresses are used beyond their TTL when no server answers.
+    /// How long the last addresses are used beyond their TTL when no server answers (1h).
     pub stale: Millis,
-    /// The same when the servers say that there is no such name, or that it has no addresses.
+    /// The same when the servers say that there is no such name, or that it has no addresses
+    /// (30s).
     pub missing: Millis,
 }
 
