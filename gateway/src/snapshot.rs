@@ -13,7 +13,7 @@ use crate::{
 };
 use http::HeaderValue;
 use std::{collections::HashMap, sync::Arc, time::Duration};
-use weir_config::{Deadlines, Diagnostic, Document, Gateway, PathHandling, net::HostPort};
+use weir_config::{Deadlines, Diagnostic, Document, Gateway, PathHandling, kong::UpstreamSettings, net::HostPort};
 use weir_store::Store;
 
 /// What every configuration shares and a reload leaves alone.
@@ -257,13 +257,29 @@ fn compile_upstreams(gateway: &Gateway, environment: &Arc<Environment>) -> HashM
     let make = |u: &weir_config::Upstream| {
         let targets = u.targets.iter().map(|t| Target { host: t.host.clone(), port: t.port, weight: t.weight }).collect();
         // Settings that do not decode were refused when the configuration was read.
-        let made = match weir_config::decode::<weir_config::kong::UpstreamSettings>(&u.settings) {
-            Ok(settings) => Upstream::with_settings(&settings, targets, &environment.endpoints),
+        let made = match weir_config::decode::<UpstreamSettings>(&u.settings) {
+            Ok(settings) => Upstream::with_settings(&settings, targets, probe_tls(u, &settings, gateway), &environment.endpoints),
             Err(_) => Upstream::new(&u.name, targets, &environment.endpoints),
         };
         (u.name.clone(), Arc::new(made))
     };
     gateway.upstreams.iter().map(make).collect()
+}
+
+/// How probes by TLS are made: as the services of the upstream make their connections.
+fn probe_tls(upstream: &weir_config::Upstream, settings: &UpstreamSettings, gateway: &Gateway) -> TlsWish {
+    let own = upstream.client_certificate.and_then(|at| gateway.certificates.get(at));
+    let trusted = gateway.services.iter().filter(|service| service.host == upstream.name).flat_map(|service| &service.ca_certificates);
+    let mut authorities: Vec<String> = trusted.filter_map(|at| gateway.ca_certificates.get(*at)).map(|ca| ca.cert.clone()).collect();
+    authorities.sort();
+    authorities.dedup();
+    TlsWish {
+        unverified: !settings.healthchecks.active.https_verify_certificate,
+        authorities,
+        own: own.map(|certificate| (certificate.cert.clone(), certificate.key.expose().to_string())),
+        http1: true,
+        ..TlsWish::default()
+    }
 }
 
 fn compile_service(
@@ -278,7 +294,11 @@ fn compile_service(
     // What an upstream wants to be called.
     let (host, port) = match entity.and_then(|u| u.host_header.as_deref()).map(HostPort::parse) {
         Some(Ok(named)) => (named.host, named.port.unwrap_or(if tls { 443 } else { 80 })),
-        _ => (service.host.clone(), service.port),
+        // With one target it is known beforehand by whose name requests go.
+        _ => match entity.map(|u| u.targets.as_slice()) {
+            Some([only]) if only.host.parse::<std::net::IpAddr>().is_err() => (only.host.clone(), only.port),
+            _ => (service.host.clone(), service.port),
+        },
     };
     let spoken = match service.protocol.as_str() {
         "grpc" | "grpcs" => Spoken::Http2,

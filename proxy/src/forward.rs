@@ -5,6 +5,7 @@ use crate::{
     dial::{self, PeerKey},
     downstream::{ClientError, Downstream},
     exchange::{self, Answered, CALLERS_DEADLINE, TryError, TryLimits, Upload},
+    grpc,
 };
 use http::{StatusCode, header, request};
 use pingora::connectors::TransportConnector;
@@ -12,7 +13,7 @@ use std::{borrow::Cow, sync::Arc};
 use tokio::time::Instant;
 use weir_cache::FetchError;
 use weir_gateway::{
-    Reply, RequestContext, ServiceRuntime,
+    Reply, RequestContext, ServiceRuntime, Spoken,
     resilience::{Guard, Held, LimitRules, Limiter, Pass, Permit, Priority, Until, Verdict, backoff},
     upstream::{Endpoint, Outcome},
 };
@@ -115,7 +116,8 @@ pub async fn forward<D: Downstream>(
         let harmless = upload.repeatable() && request.method.is_idempotent();
         match answer {
             Ok(mut answered) => {
-                let status = answered.parts.status;
+                let grpc = if service.spoken == Spoken::Http2 { grpc::judged(&answered.parts.headers) } else { None };
+                let status = grpc.unwrap_or(answered.parts.status);
                 service.upstream.report(&endpoint, Outcome::Answered { status, after: begun.elapsed() });
                 if harmless && care.retry.statuses.contains(&status.as_u16()) && tries.may_again() {
                     tell(&mut own, Verdict::Failure);

@@ -31,6 +31,19 @@ pub fn dress(parts: &mut response::Parts, body: &mut Bytes) {
     *body = Bytes::new();
 }
 
+/// The status that HTTP would have for an answer of gRPC that is a head alone, for breakers, checks and retries; `None`: it is no such
+/// answer, or none that speaks against the service.
+pub fn judged(headers: &HeaderMap) -> Option<StatusCode> {
+    let status = headers.get(&GRPC_STATUS)?;
+    Some(match status.as_bytes() {
+        b"2" | b"13" | b"15" => StatusCode::INTERNAL_SERVER_ERROR,
+        b"4" => StatusCode::GATEWAY_TIMEOUT,
+        b"8" => StatusCode::TOO_MANY_REQUESTS,
+        b"14" => StatusCode::SERVICE_UNAVAILABLE,
+        _ => return None,
+    })
+}
+
 /// gRPC's number for a status: that which gRPC clients give to answers of plain HTTP (http-grpc-status-mapping), but where gRPC has a
 /// more exact one for what Weir means by a status.
 fn code(status: StatusCode) -> u16 {

@@ -19,7 +19,7 @@ use std::{
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use weir_tests::{
-    Config, Weir,
+    Config, Weir, eventually,
     tls::{Authority, Issued},
 };
 
@@ -119,6 +119,7 @@ async fn an_upstreams_certificate_and_name_are_its_services() {
         entry
     };
     let targets = json!([{ "target": address.to_string() }]);
+    let probes = json!({ "active": { "type": "https", "healthy": { "interval": 0.1, "successes": 1 }, "unhealthy": { "interval": 0.1, "tcp_failures": 1 } } });
     let weir = Weir::start(&Config(json!({
         "server": { "threads": 1 },
         "gateway": {
@@ -128,11 +129,15 @@ async fn an_upstreams_certificate_and_name_are_its_services() {
                 service("wrong", "inner", json!({ "client_certificate": "wrong" })),
                 service("none", "bare", json!({})),
                 service("misnamed", "unnamed", json!({})),
+                service("well", "probed", json!({})),
+                service("ill", "ill", json!({})),
             ],
             "upstreams": [
                 { "name": "inner", "targets": targets, "host_header": "inner.example", "client_certificate": { "id": "own" } },
                 { "name": "bare", "targets": targets, "host_header": "inner.example" },
                 { "name": "unnamed", "targets": targets, "client_certificate": "own" },
+                { "name": "probed", "targets": targets, "host_header": "inner.example", "client_certificate": "own", "healthchecks": probes },
+                { "name": "ill", "targets": targets, "host_header": "inner.example", "healthchecks": probes },
             ],
             "ca_certificates": [{ "id": "ca", "cert": authority.cert }],
             "certificates": [{ "id": "own", "cert": own.cert, "key": own.key }, { "id": "wrong", "cert": wrong.cert, "key": wrong.key }],
@@ -144,6 +149,14 @@ async fn an_upstreams_certificate_and_name_are_its_services() {
     for path in ["/wrong", "/none", "/misnamed"] {
         weir.gateway().get(path).send().await.expect(502);
     }
+    // Probes show it too.
+    let state = async |name: &str| {
+        let all = weir.admin().get("/upstreams").send().await.expect(200).json();
+        all["upstreams"].as_array().expect("a list").iter().find(|u| u["name"] == name).expect("the upstream")["endpoints"][0]["state"].clone()
+    };
+    eventually("probes without a certificate fail", async || (state("ill").await == "down").then_some(())).await;
+    weir.admin().ask("PUT", &format!("/upstreams/probed/targets/{address}/unhealthy")).send().await.expect(204);
+    eventually("probes with one bring the endpoint back", async || (state("probed").await == "up").then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

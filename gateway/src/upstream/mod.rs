@@ -19,7 +19,7 @@ pub use members::Target;
 pub use registry::{EndpointView, Endpoints, UpstreamView};
 
 use self::{affinity::Affinity, balance::{Balancer, Member}, health::Count, members::{Members, Naming}, policy::Policy};
-use crate::RequestContext;
+use crate::{RequestContext, tls::TlsWish};
 use http::{StatusCode, request};
 use std::{sync::Arc, time::Duration};
 use weir_config::kong::{Algorithm, UpstreamSettings};
@@ -51,6 +51,9 @@ pub struct Upstream {
     policy: Policy,
     affinity: Affinity,
     compared: outlier::Compared,
+    /// For probes by TLS: the configuration, and the name of the endpoints if they have one together.
+    tls: TlsWish,
+    called: Option<String>,
 }
 
 impl Upstream {
@@ -59,16 +62,17 @@ impl Upstream {
         Self::made(name, targets, Algorithm::RoundRobin, Policy::default(), Affinity::default(), Naming::default(), endpoints)
     }
 
-    /// A set with the rules of an upstream entity.
-    pub fn with_settings(settings: &UpstreamSettings, targets: Vec<Target>, endpoints: &Endpoints) -> Upstream {
+    /// A set with the rules of an upstream entity. `tls`: for probes.
+    pub fn with_settings(settings: &UpstreamSettings, targets: Vec<Target>, tls: TlsWish, endpoints: &Endpoints) -> Upstream {
         let own = settings.host_header.is_none();
         let naming = Naming { by_target: own, by_srv: own && settings.use_srv_name };
-        Self::made(&settings.name, targets, settings.algorithm, Policy::new(settings), Affinity::new(settings), naming, endpoints)
+        let made = Self::made(&settings.name, targets, settings.algorithm, Policy::new(settings), Affinity::new(settings), naming, endpoints);
+        Upstream { tls, called: settings.host_header.clone(), ..made }
     }
 
     fn made(name: &str, targets: Vec<Target>, algorithm: Algorithm, policy: Policy, affinity: Affinity, naming: Naming, endpoints: &Endpoints) -> Upstream {
         let members = Members::new(name, targets, algorithm, policy.slots, policy.slow_start, naming, &endpoints.registry);
-        Upstream { name: name.to_owned(), algorithm, members, policy, affinity, compared: Default::default() }
+        Upstream { name: name.to_owned(), algorithm, members, policy, affinity, compared: Default::default(), tls: TlsWish::default(), called: None }
     }
 
     /// The endpoints that get traffic now.

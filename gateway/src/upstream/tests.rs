@@ -14,7 +14,7 @@ fn upstream(weights: &[u32]) -> Upstream {
 fn set(weights: &[u32], settings: serde_json::Value) -> Upstream {
     let mut all = serde_json::json!({ "name": "u" });
     all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-    Upstream::with_settings(&serde_json::from_value(all).unwrap(), targets(weights), &Endpoints::default())
+    Upstream::with_settings(&serde_json::from_value(all).unwrap(), targets(weights), TlsWish::default(), &Endpoints::default())
 }
 
 fn at(u: &Upstream, index: usize) -> Arc<Endpoint> {
@@ -292,7 +292,7 @@ fn srv_priorities_are_used_one_after_the_other_by_weight() {
 fn one_that_joins_others_begins_slowly_and_a_target_that_drains_does_so_with_all_its_addresses() {
     let all = Endpoints::default();
     let settings = serde_json::from_value(serde_json::json!({ "name": "u", "slow_start": "1h" })).unwrap();
-    let u = Arc::new(Upstream::with_settings(&settings, vec![Target { host: "a.test".into(), port: 80, weight: 1 }], &all));
+    let u = Arc::new(Upstream::with_settings(&settings, vec![Target { host: "a.test".into(), port: 80, weight: 1 }], TlsWish::default(), &all));
     let name = all.dns().name("a.test");
     name.teach(vec![plain("10.0.0.1")]);
     name.teach(vec![plain("10.0.0.1"), plain("10.0.0.2")]);
