@@ -55,6 +55,7 @@ fn configuration() -> String {
         ("warm_up", weir_config::schema::<weir_config::WarmUp>()),
         ("admin", weir_config::schema::<weir_config::Admin>()),
         ("server", weir_config::schema::<weir_config::Server>()),
+        ("resolver", weir_config::schema::<weir_config::Resolver>()),
     ];
     for (name, schema) in sections {
         let _ = write!(text, "\n## {name}\n\n");

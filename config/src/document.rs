@@ -1,6 +1,6 @@
 //! The typed document: what a configuration says, after expansion, checks and flattening.
 
-use crate::{CircuitBreaker, Concurrency, Deadlines, Gateway, Listens, Millis, Resilience, Retry, Secret, Size, Spanned};
+use crate::{CircuitBreaker, Concurrency, Deadlines, Gateway, Listens, Millis, Resilience, Resolver, Retry, Secret, Size, Spanned};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::time::Duration;
@@ -20,6 +20,8 @@ pub struct Document {
     pub admin: Admin,
     /// The process: threads, limits, deadlines.
     pub server: Server,
+    /// How names of services and targets are looked up.
+    pub resolver: Resolver,
 }
 
 /// `store:` — a URL, or a mapping with a URL and its settings.

@@ -225,6 +225,10 @@ pub struct Upstream {
     pub settings: Node,
     /// Retries, deadlines and concurrency (Weir's own).
     pub resilience: Resilience,
+    /// `Host` sent to the endpoints, and server name of TLS.
+    pub host_header: Option<String>,
+    /// Shown to endpoints by services that have none of their own: an index into `Gateway::certificates`.
+    pub client_certificate: Option<usize>,
     /// Endpoints.
     pub targets: Vec<Target>,
     /// Where it stands.

@@ -1,7 +1,7 @@
 //! Durations, sizes, secrets and the small either-or values of the document.
 
 use crate::document::{ApiTarget, GuestIssue, StoreConfig, Ttl};
-use crate::{Spanned, de};
+use crate::{NameServer, Spanned, de};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Deserialize, Deserializer, Error as _, Unexpected, Visitor};
 use std::borrow::Cow;
@@ -210,6 +210,7 @@ pub(crate) fn check_format(format: &str, text: &str) -> Option<Result<(), String
         "weir-size" => Size::parse(text).map(drop),
         "weir-ttl" => parse_ttl(text).map(drop),
         "weir-url" => check_url(text),
+        "weir-name-server" => NameServer::parse(text).map(drop),
         _ => return None,
     })
 }
@@ -284,6 +285,9 @@ from_text!(Millis, "Duration", "a duration like `60s`", Millis::parse, {
 });
 from_text!(Size, "Size", "a size like `2MB`", Size::parse, {
     "type": ["string", "integer"], "format": "weir-size", "examples": ["512KB", "2MB"]
+});
+from_text!(NameServer, "NameServer", "an address like `10.0.0.2` or `10.0.0.2:5353`", NameServer::parse, {
+    "type": "string", "format": "weir-name-server", "examples": ["10.0.0.2", "10.0.0.2:5353"]
 });
 from_text!(Ttl, "Ttl", "a duration like `60s`, or `origin`", parse_ttl, {
     "type": ["string", "integer"], "format": "weir-ttl", "examples": ["60s", "origin"]

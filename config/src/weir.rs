@@ -1,11 +1,11 @@
-//! Weir's own file: `store`, `edge`, `gateway`, `warm_up`, `admin`, `server`, and the checks that need more than one of them.
+//! Weir's own file: `store`, `edge`, `gateway`, `warm_up`, `resolver`, `admin`, `server`, and the checks that need more than one of them.
 
 use crate::{document::*, entities::*};
 use crate::net::{HostPort, check_host, parse_listen};
 use crate::node::Kind;
 use crate::reader::Context;
 use crate::words::{MOST_HINTS, did_you_mean};
-use crate::{BreakerScope, Listens, Node, Secret, Source, Span, Spanned, decode, kong, load, resilience};
+use crate::{BreakerScope, Listens, Node, Resolver, Secret, Source, Span, Spanned, decode, kong, load, resilience, resolver};
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Top-level keys.
-pub(crate) const SECTIONS: [&str; 6] = ["store", "edge", "gateway", "warm_up", "admin", "server"];
+pub(crate) const SECTIONS: [&str; 7] = ["store", "edge", "gateway", "warm_up", "admin", "server", "resolver"];
 const GATEWAY_LISTEN: &str = "0.0.0.0:8000";
 /// Keys of the gateway's section that are not Kong's.
 const OWN: [&str; 3] = ["listen", "file", "headers"];
@@ -32,6 +32,7 @@ pub(crate) fn bare_kong(cx: &Context<'_>, node: &Node) -> Option<Document> {
         warm_up: None,
         admin: Admin::default(),
         server: Server::default(),
+        resolver: Resolver::default(),
     })
 }
 
@@ -40,7 +41,7 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Optio
     for (key, _) in node.entries().iter().take(MOST_HINTS) {
         if !SECTIONS.contains(&key.name.as_str()) && !kong::TOP_KEYS.contains(&key.name.as_str()) {
             let hint = did_you_mean(&key.name, SECTIONS);
-            cx.error("unknown-key", &key.span, format!("unknown key `{}`", key.name), hint.or_else(|| Some("known are store, edge, gateway, warm_up, admin and server".into())));
+            cx.error("unknown-key", &key.span, format!("unknown key `{}`", key.name), hint.or_else(|| Some("known are store, edge, gateway, warm_up, resolver, admin and server".into())));
         }
     }
     let store = section::<StoreConfig>(cx, node, "store");
@@ -48,6 +49,7 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Optio
     let mut warm_up = section::<WarmUp>(cx, node, "warm_up");
     let mut admin = section::<Admin>(cx, node, "admin").unwrap_or_default();
     let server = section::<Server>(cx, node, "server").unwrap_or_default();
+    let resolver = section::<Resolver>(cx, node, "resolver").unwrap_or_default();
     let gateway = node.get("gateway").and_then(|section| gateway(cx, section, source));
 
     // `${TOKEN:-}` is how a file says "no token unless the environment has one".
@@ -74,6 +76,9 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Optio
     if let Some(section) = node.get("server") {
         check_server(cx, section, &server);
     }
+    if let Some(section) = node.get("resolver") {
+        resolver::check(cx, section, &resolver);
+    }
     if let Some(gateway) = &gateway {
         check_body_limits(cx, gateway, &server);
     }
@@ -81,7 +86,7 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Optio
     if node.get("edge").is_none() && node.get("gateway").is_none() {
         cx.error("missing-key", node.span(), "there is neither an `edge:` nor a `gateway:` section", Some("Weir would have nothing to do".into()));
     }
-    Some(Document { store: store.unwrap_or_default(), edge: edge.map(|edge| settled(edge, node)), gateway, warm_up, admin, server })
+    Some(Document { store: store.unwrap_or_default(), edge: edge.map(|edge| settled(edge, node)), gateway, warm_up, admin, server, resolver })
 }
 
 /// Spellings that mean the same become one; an edge without a gateway sends `/api` to the site.

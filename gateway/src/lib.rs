@@ -6,6 +6,7 @@
 pub mod chain;
 pub mod client;
 pub mod context;
+pub mod dns;
 pub mod metrics;
 pub mod plugin;
 pub mod reply;

@@ -1,6 +1,6 @@
 //! What is counted, under the field's usual names, in Prometheus' text format.
 
-use crate::{RequestContext, resilience::ResilienceMetrics};
+use crate::{RequestContext, dns::DnsMetrics, resilience::ResilienceMetrics};
 use ahash::RandomState;
 use indexmap::{Equivalent, IndexMap};
 pub use prometheus::IntCounter;
@@ -38,6 +38,7 @@ pub struct Metrics {
     warm_ups: IntCounterVec,
     guests: IntCounterVec,
     resilience: ResilienceMetrics,
+    dns: DnsMetrics,
     /// Connections open now.
     pub connections: IntGauge,
     /// Connections accepted.
@@ -188,6 +189,7 @@ impl Metrics {
                 IntCounter::new("weir_access_log_dropped_total", "Lines of the access log for which there was no room."),
             ),
             resilience: ResilienceMetrics::new(&registry),
+            dns: DnsMetrics::new(&registry),
             accepted: register(&registry, IntCounter::new("weir_connections_total", "Client connections accepted.")),
             registry,
         }
@@ -306,13 +308,14 @@ impl Metrics {
         }
         for upstream in environment.endpoints.view() {
             for endpoint in &upstream.endpoints {
-                let labels = [upstream.name.as_str(), endpoint.target.as_str()];
+                let labels = [upstream.name.as_str(), endpoint.address.as_str()];
                 self.upstream_up.with_label_values(&labels).set(i64::from(endpoint.is_in_use()));
                 self.upstream_load.with_label_values(&labels).set(i64::from(endpoint.in_flight));
                 self.upstream_out.with_label_values(&labels).set(i64::try_from(endpoint.left_out).unwrap_or(i64::MAX));
             }
         }
         self.resilience.update(&environment.resilience);
+        self.dns.update(environment.endpoints.dns());
         let cache = environment.cache.stats();
         for (reason, count) in &cache.refused {
             self.refused.with_label_values(&[reason]).set(i64::try_from(*count).unwrap_or(i64::MAX));

@@ -9,11 +9,11 @@ use crate::{
     router::Router,
     scopes,
     tls::{TlsWish, UpstreamTls},
-    upstream::{Endpoints, Upstream},
+    upstream::{Endpoints, Target, Upstream},
 };
 use http::HeaderValue;
 use std::{collections::HashMap, sync::Arc, time::Duration};
-use weir_config::{Deadlines, Diagnostic, Document, Gateway, PathHandling};
+use weir_config::{Deadlines, Diagnostic, Document, Gateway, PathHandling, kong::UpstreamSettings, net::HostPort};
 use weir_store::Store;
 
 /// What every configuration shares and a reload leaves alone.
@@ -82,14 +82,14 @@ impl ServiceRuntime {
         };
         let host = uri.host()?.to_string();
         let port = uri.port_u16().unwrap_or(if tls { 443 } else { 80 });
-        let endpoint = endpoints.get(&authority(&host, port), &host, port);
+        let upstream = alone(&host, port, endpoints);
         let path = uri.path().trim_end_matches('/').to_string();
         Some(ServiceRuntime {
             name: name.to_string(),
             tls: if tls { Some(UpstreamTls::new(&host, TlsWish::default()).ok()?) } else { None },
             spoken: Spoken::Http1,
-            care: Care::usual(&endpoint.name, 1),
-            upstream: Arc::new(Upstream::new(endpoint.name.clone(), vec![(endpoint, 1)])),
+            care: Care::usual(&upstream.name, 1),
+            upstream,
             host_header: host_header(&host, port, tls)?,
             host,
             path,
@@ -113,12 +113,13 @@ impl ServiceRuntime {
     }
 }
 
-/// Names the upstream of a service that has none of its own.
-fn authority(host: &str, port: u16) -> String {
-    format!("{host}:{port}")
+/// The upstream of a service that has none of its own.
+fn alone(host: &str, port: u16, endpoints: &Endpoints) -> Arc<Upstream> {
+    Arc::new(Upstream::new(&format!("{host}:{port}"), vec![Target::only(host, port)], endpoints))
 }
 
-fn host_header(host: &str, port: u16, tls: bool) -> Option<HeaderValue> {
+/// The value of `Host`: with the port if it is not the scheme's.
+pub(crate) fn host_header(host: &str, port: u16, tls: bool) -> Option<HeaderValue> {
     let default = if tls { 443 } else { 80 };
     HeaderValue::from_str(&if port == default { host.to_string() } else { format!("{host}:{port}") }).ok()
 }
@@ -257,15 +258,31 @@ impl Snapshot {
 
 fn compile_upstreams(gateway: &Gateway, environment: &Arc<Environment>) -> HashMap<String, Arc<Upstream>> {
     let make = |u: &weir_config::Upstream| {
-        let targets = u.targets.iter().map(|t| (environment.endpoints.get(&u.name, &t.host, t.port), t.weight)).collect();
+        let targets = u.targets.iter().map(|t| Target { host: t.host.clone(), port: t.port, weight: t.weight }).collect();
         // Settings that do not decode were refused when the configuration was read.
-        let made = match weir_config::decode::<weir_config::kong::UpstreamSettings>(&u.settings) {
-            Ok(settings) => Upstream::with_settings(&settings, targets),
-            Err(_) => Upstream::new(u.name.clone(), targets),
+        let made = match weir_config::decode::<UpstreamSettings>(&u.settings) {
+            Ok(settings) => Upstream::with_settings(&settings, targets, probe_tls(u, &settings, gateway), &environment.endpoints),
+            Err(_) => Upstream::new(&u.name, targets, &environment.endpoints),
         };
         (u.name.clone(), Arc::new(made))
     };
     gateway.upstreams.iter().map(make).collect()
+}
+
+/// How probes by TLS are made: as the services of the upstream make their connections.
+fn probe_tls(upstream: &weir_config::Upstream, settings: &UpstreamSettings, gateway: &Gateway) -> TlsWish {
+    let own = upstream.client_certificate.and_then(|at| gateway.certificates.get(at));
+    let trusted = gateway.services.iter().filter(|service| service.host == upstream.name).flat_map(|service| &service.ca_certificates);
+    let mut authorities: Vec<String> = trusted.filter_map(|at| gateway.ca_certificates.get(*at)).map(|ca| ca.cert.clone()).collect();
+    authorities.sort();
+    authorities.dedup();
+    TlsWish {
+        unverified: !settings.healthchecks.active.https_verify_certificate,
+        authorities,
+        own: own.map(|certificate| (certificate.cert.clone(), certificate.key.expose().to_string())),
+        http1: true,
+        ..TlsWish::default()
+    }
 }
 
 fn compile_service(
@@ -275,19 +292,25 @@ fn compile_service(
     environment: &Arc<Environment>,
 ) -> Result<ServiceRuntime, Diagnostic> {
     let tls = matches!(service.protocol.as_str(), "https" | "grpcs" | "wss" | "tls");
-    let upstream = upstreams.get(&service.host).cloned().unwrap_or_else(|| {
-        let endpoint = environment.endpoints.get(&authority(&service.host, service.port), &service.host, service.port);
-        Arc::new(Upstream::new(endpoint.name.clone(), vec![(endpoint, 1)]))
-    });
+    let upstream = upstreams.get(&service.host).cloned().unwrap_or_else(|| alone(&service.host, service.port, &environment.endpoints));
+    let entity = gateway.upstreams.iter().find(|u| u.name == service.host);
+    // What an upstream wants to be called.
+    let (host, port) = match entity.and_then(|u| u.host_header.as_deref()).map(HostPort::parse) {
+        Some(Ok(named)) => (named.host, named.port.unwrap_or(if tls { 443 } else { 80 })),
+        // With one target it is known beforehand by whose name requests go.
+        _ => match entity.map(|u| u.targets.as_slice()) {
+            Some([only]) if only.host.parse::<std::net::IpAddr>().is_err() => (only.host.clone(), only.port),
+            _ => (service.host.clone(), service.port),
+        },
+    };
     let spoken = match service.protocol.as_str() {
         "grpc" | "grpcs" => Spoken::Http2,
         _ if !service.http2 => Spoken::Http1,
         _ if tls => Spoken::Agreed,
         _ => Spoken::Http2,
     };
-    let host_header = host_header(&service.host, service.port, tls)
-        .ok_or_else(|| Diagnostic::error("host", &service.span, format!("`{}` is not a host name", service.host)))?;
-    let shared = gateway.upstreams.iter().find(|u| u.name == service.host).map(|u| &u.resilience);
+    let host_header = host_header(&host, port, tls).ok_or_else(|| Diagnostic::error("host", &service.span, format!("`{host}` is not a host name")))?;
+    let shared = entity.map(|u| &u.resilience);
     let care = Care::new(
         &CareFor {
             name: &format!("service:{}", service.name),
@@ -302,10 +325,10 @@ fn compile_service(
     let deadlines = service.resilience.deadline.as_ref().or(shared.and_then(|s| s.deadline.as_ref()));
     let made = ServiceRuntime {
         name: service.name.clone(),
-        tls: if tls { Some(service_tls(service, gateway, spoken)?) } else { None },
+        tls: if tls { Some(service_tls(service, &host, entity.and_then(|u| u.client_certificate), gateway, spoken)?) } else { None },
         spoken,
         upstream,
-        host: service.host.clone(),
+        host,
         host_header,
         path: service.path.clone(),
         retries: care.retry.attempts,
@@ -317,8 +340,8 @@ fn compile_service(
     Ok(made.within(deadlines))
 }
 
-fn service_tls(service: &weir_config::Service, gateway: &Gateway, spoken: Spoken) -> Result<UpstreamTls, Diagnostic> {
-    let own = service.client_certificate.and_then(|at| gateway.certificates.get(at));
+fn service_tls(service: &weir_config::Service, host: &str, shared: Option<usize>, gateway: &Gateway, spoken: Spoken) -> Result<UpstreamTls, Diagnostic> {
+    let own = service.client_certificate.or(shared).and_then(|at| gateway.certificates.get(at));
     let wish = TlsWish {
         unverified: service.tls_verify == Some(false),
         depth: service.tls_verify_depth,
@@ -327,5 +350,5 @@ fn service_tls(service: &weir_config::Service, gateway: &Gateway, spoken: Spoken
         http2: spoken != Spoken::Http1,
         http1: spoken != Spoken::Http2,
     };
-    UpstreamTls::new(&service.host, wish).map_err(|why| Diagnostic::error("tls", &service.span, why))
+    UpstreamTls::new(host, wish).map_err(|why| Diagnostic::error("tls", &service.span, why))
 }

@@ -220,7 +220,7 @@ impl Collector for Asked {
                 for endpoint in upstream.endpoints() {
                     let is = if endpoint.is_up() { "healthy" } else { "unhealthy" };
                     for state in ["healthchecks_off", "healthy", "unhealthy", "dns_error"] {
-                        let labels = [name.as_str(), &endpoint.name, &endpoint.name, state, "http"];
+                        let labels = [name.as_str(), &endpoint.target, &endpoint.name, state, "http"];
                         self.health.with_label_values(&labels).set(i64::from(state == is));
                     }
                 }

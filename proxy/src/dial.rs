@@ -28,6 +28,8 @@ use weir_gateway::{ServiceRuntime, Spoken, upstream::Endpoint};
 
 /// Kept shorter than the idle time after which usual servers close.
 const IDLE: Duration = Duration::from_secs(50);
+/// How often a thread looks for connections that nobody will ask for any more.
+const SWEEP: Duration = Duration::from_secs(10);
 /// Idle connections kept a thread and peer.
 const MAX_IDLE: usize = 128;
 /// Requests at once on an HTTP/2 connection, where the upstream allows more.
@@ -80,7 +82,7 @@ impl Hash for Same {
 impl PeerKey {
     /// The key of a service's connections to an endpoint.
     pub fn new(service: &ServiceRuntime, endpoint: &Endpoint) -> Arc<PeerKey> {
-        let tls = service.tls.as_ref().map(|tls| (Same(tls.config.clone()), tls.name.clone()));
+        let tls = service.tls.as_ref().map(|tls| (Same(tls.config.clone()), endpoint.server_name().unwrap_or(&tls.name).clone()));
         Arc::new(PeerKey { endpoint: endpoint.name.clone(), tls, spoken: service.spoken })
     }
 }
@@ -154,12 +156,40 @@ struct Peers {
     opening: Arc<tokio::sync::Mutex<()>>,
 }
 
-thread_local!(static POOL: RefCell<HashMap<Arc<PeerKey>, Peers>> = RefCell::new(HashMap::new()));
+/// The connections of a thread.
+struct Pool {
+    peers: HashMap<Arc<PeerKey>, Peers>,
+    swept: Instant,
+}
+
+impl Pool {
+    fn entry(&mut self, key: Arc<PeerKey>) -> &mut Peers {
+        if self.swept.elapsed() >= SWEEP {
+            self.sweep();
+        }
+        self.peers.entry(key).or_default()
+    }
+
+    /// Connections to endpoints that are gone (a name has other addresses, a configuration names others) are closed when they have been
+    /// idle for long enough: nobody asks for them, so nobody else would find out.
+    fn sweep(&mut self) {
+        self.swept = Instant::now();
+        self.peers.retain(|_, peers| {
+            while peers.idle.front().is_some_and(|(since, _)| since.elapsed() >= IDLE) {
+                peers.idle.pop_front();
+            }
+            peers.shared.retain_mut(Shared::lives);
+            !peers.idle.is_empty() || !peers.shared.is_empty() || Arc::strong_count(&peers.opening) > 1
+        });
+    }
+}
+
+thread_local!(static POOL: RefCell<Pool> = RefCell::new(Pool { peers: HashMap::new(), swept: Instant::now() }));
 
 /// An idle connection that looks alive, or a place on one.
 pub fn reuse(key: &Arc<PeerKey>) -> Option<Connection> {
     POOL.with_borrow_mut(|pool| {
-        let peers = pool.get_mut(key)?;
+        let peers = pool.peers.get_mut(key)?;
         if !peers.shared.is_empty() {
             peers.shared.retain_mut(Shared::lives);
             if let Some(place) = peers.shared.iter_mut().find_map(Shared::place) {
@@ -184,7 +214,7 @@ pub fn keep(key: Arc<PeerKey>, wire: Wire) {
         return; // bytes that no request asked for: never trust the connection again
     }
     POOL.with_borrow_mut(|pool| {
-        let idle = &mut pool.entry(key).or_default().idle;
+        let idle = &mut pool.entry(key).idle;
         while idle.len() >= MAX_IDLE || idle.front().is_some_and(|(since, _)| since.elapsed() >= IDLE) {
             idle.pop_front();
         }
@@ -204,7 +234,7 @@ pub async fn connect(connector: &TransportConnector, service: &ServiceRuntime, e
         return Ok(Connection::Http1(Wire::new(open(connector, service, endpoint).await?.0)));
     }
     let key = PeerKey::new(service, endpoint);
-    let opening = POOL.with_borrow_mut(|pool| pool.entry(key.clone()).or_default().opening.clone());
+    let opening = POOL.with_borrow_mut(|pool| pool.entry(key.clone()).opening.clone());
     // A burst of first requests shares one connection.
     let _alone = opening.lock().await;
     if let Some(connection @ Connection::Http2(_)) = reuse(&key) {
@@ -233,38 +263,26 @@ pub async fn connect(connector: &TransportConnector, service: &ServiceRuntime, e
     let Some(place) = shared.place() else {
         return Err(failed("connect", format!("{} allows no requests", endpoint.name), http::StatusCode::BAD_GATEWAY));
     };
-    POOL.with_borrow_mut(|pool| pool.entry(key).or_default().shared.push(shared));
+    POOL.with_borrow_mut(|pool| pool.entry(key).shared.push(shared));
     Ok(Connection::Http2(place))
 }
 
 /// Opens a stream; whether HTTP/2 is to be spoken on it.
 async fn open(connector: &TransportConnector, service: &ServiceRuntime, endpoint: &Endpoint) -> Result<(Stream, bool), FetchError> {
     let bad = http::StatusCode::BAD_GATEWAY;
-    let addresses = endpoint.addresses().await.map_err(|e| failed("dns", format!("{} does not resolve: {e}", endpoint.host), bad))?;
     let opening = async {
-        let mut last = failed("connect", format!("{} has no address", endpoint.name), bad);
-        for address in addresses.into_iter().take(4) {
-            let stream = match connector.new_stream(&peer(service, address)).await {
-                Ok(stream) => stream,
-                Err(error) => {
-                    last = failed("connect", format!("{}: {}", endpoint.name, error.etype().as_str()), bad);
-                    continue;
-                }
-            };
-            let Some(tls) = &service.tls else { return Ok((stream, service.spoken == Spoken::Http2)) };
-            match tokio_rustls::TlsConnector::from(tls.config.clone()).connect(tls.name.clone(), stream).await {
-                Ok(stream) => {
-                    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-                    if !http2 && service.spoken == Spoken::Http2 {
-                        last = failed("tls", format!("{} does not offer HTTP/2", endpoint.name), bad);
-                        continue;
-                    }
-                    return Ok((Box::new(Socket(stream)) as Stream, http2));
-                }
-                Err(error) => last = failed("tls", format!("{}: {error}", endpoint.name), bad),
-            }
+        let address = endpoint.address().await.map_err(|why| failed("dns", format!("{} does not resolve: {why}", endpoint.host), bad))?;
+        let stream = connector.new_stream(&peer(service, address)).await;
+        let stream = stream.map_err(|error| failed("connect", format!("{}: {}", endpoint.name, error.etype().as_str()), bad))?;
+        let Some(tls) = &service.tls else { return Ok((stream, service.spoken == Spoken::Http2)) };
+        let name = endpoint.server_name().unwrap_or(&tls.name).clone();
+        let stream = tokio_rustls::TlsConnector::from(tls.config.clone()).connect(name, stream).await;
+        let stream = stream.map_err(|error| failed("tls", format!("{}: {error}", endpoint.name), bad))?;
+        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+        if !http2 && service.spoken == Spoken::Http2 {
+            return Err(failed("tls", format!("{} does not offer HTTP/2", endpoint.name), bad));
         }
-        Err(last)
+        Ok((Box::new(Socket(stream)) as Stream, http2))
     };
     tokio::time::timeout(service.connect_timeout, opening).await.unwrap_or_else(|_| {
         let reason = format!("no connection to {} within {:?}", endpoint.name, service.connect_timeout);

@@ -89,7 +89,7 @@ pub trait Downstream: Send {
     /// The body can not be completed: the client must notice. Nothing was sent yet if `head` was not called.
     fn abort(&mut self);
 
-    /// Gives the raw bytes after a `101`; what the client sent already is in front. `None` where the protocol has no such thing.
+    /// Gives the raw bytes after a `101`; what the client sent already is in front. `None` where the client asked for no such thing.
     fn upgrade(&mut self) -> Option<Raw<'_>>;
 }
 

@@ -5,14 +5,15 @@ use crate::{
     dial::{self, PeerKey},
     downstream::{ClientError, Downstream},
     exchange::{self, Answered, CALLERS_DEADLINE, TryError, TryLimits, Upload},
+    grpc,
 };
-use http::{StatusCode, request};
+use http::{StatusCode, header, request};
 use pingora::connectors::TransportConnector;
 use std::{borrow::Cow, sync::Arc};
 use tokio::time::Instant;
 use weir_cache::FetchError;
 use weir_gateway::{
-    Reply, RequestContext, ServiceRuntime,
+    Reply, RequestContext, ServiceRuntime, Spoken,
     resilience::{Guard, Held, LimitRules, Limiter, Pass, Permit, Priority, Until, Verdict, backoff},
     upstream::{Endpoint, Outcome},
 };
@@ -68,12 +69,18 @@ pub async fn forward<D: Downstream>(
         until,
     };
     let mut tries = Tries { service, guard: guard.as_deref(), until, made: 0, tried: vec![], hash: service.upstream.hash(cx, request) };
+    // `Host` of the service's is that of the endpoint, if that has a name of its own.
+    let by_endpoint = request.headers.get(header::HOST) == Some(&service.host_header);
     let mut request = Cow::Borrowed(request);
     let mut fresh_only = false;
     let failed = loop {
         let (endpoint, mut own) = tries.next()?;
         if let Some(until) = until {
             care.deadlines.tell(&mut request.to_mut().headers, until, Instant::now());
+        }
+        let host = endpoint.host_header(service);
+        if by_endpoint && request.headers.get(header::HOST) != Some(host) {
+            request.to_mut().headers.insert(header::HOST, host.clone());
         }
         cx.tries += 1;
         cx.endpoint = Some(endpoint.clone());
@@ -109,7 +116,8 @@ pub async fn forward<D: Downstream>(
         let harmless = upload.repeatable() && request.method.is_idempotent();
         match answer {
             Ok(mut answered) => {
-                let status = answered.parts.status;
+                let grpc = if service.spoken == Spoken::Http2 { grpc::judged(&answered.parts.headers) } else { None };
+                let status = grpc.unwrap_or(answered.parts.status);
                 let after = begun.elapsed();
                 service.upstream.report(&endpoint, Outcome::Answered { status, after });
                 if harmless && care.retry.statuses.contains(&status.as_u16()) && tries.may_again() {

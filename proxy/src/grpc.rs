@@ -31,7 +31,21 @@ pub fn dress(parts: &mut response::Parts, body: &mut Bytes) {
     *body = Bytes::new();
 }
 
-/// gRPC's number for a status, as Kong maps them.
+/// The status that HTTP would have for an answer of gRPC that is a head alone, for breakers, checks and retries; `None`: it is no such
+/// answer, or none that speaks against the service.
+pub fn judged(headers: &HeaderMap) -> Option<StatusCode> {
+    let status = headers.get(&GRPC_STATUS)?;
+    Some(match status.as_bytes() {
+        b"2" | b"13" | b"15" => StatusCode::INTERNAL_SERVER_ERROR,
+        b"4" => StatusCode::GATEWAY_TIMEOUT,
+        b"8" => StatusCode::TOO_MANY_REQUESTS,
+        b"14" => StatusCode::SERVICE_UNAVAILABLE,
+        _ => return None,
+    })
+}
+
+/// gRPC's number for a status: that which gRPC clients give to answers of plain HTTP (http-grpc-status-mapping), but where gRPC has a
+/// more exact one for what Weir means by a status.
 fn code(status: StatusCode) -> u16 {
     match status.as_u16() {
         200..=299 => 0,
@@ -43,6 +57,8 @@ fn code(status: StatusCode) -> u16 {
         409 => 10,
         413 | 429 => 8,
         499 => 1,
+        500 => 13,
+        501 => 12,
         502 | 503 => 14,
         _ => 2,
     }
@@ -75,6 +91,12 @@ mod tests {
         assert_eq!(parts.headers["grpc-status"], "16");
         assert_eq!(parts.headers["grpc-message"], "Unauthorized %C3%A9 100%25");
         assert_eq!(parts.headers["content-type"], "application/grpc");
+    }
+
+    #[test]
+    fn statuses_have_a_number() {
+        let codes = [200, 400, 401, 403, 404, 409, 413, 418, 429, 500, 501, 502, 503, 504].map(|status| code(StatusCode::from_u16(status).unwrap()));
+        assert_eq!(codes, [0, 3, 16, 7, 12, 10, 8, 2, 8, 13, 12, 14, 14, 4]);
     }
 
     #[test]

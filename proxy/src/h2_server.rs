@@ -6,11 +6,14 @@ use crate::{
     fast::Lane,
     h1,
     h1_server::shuts_down,
+    h2_tunnel::Tunnel,
     server::{Door, Peer},
+    stream::Socket,
 };
 use async_trait::async_trait;
+use base64::Engine as _;
 use bytes::{Buf, Bytes};
-use h2::{RecvStream, SendStream, server::SendResponse};
+use h2::{RecvStream, SendStream, ext::Protocol, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header, response, uri::PathAndQuery};
 use pingora::{protocols::Stream, server::ShutdownWatch};
 use std::{
@@ -75,7 +78,8 @@ pub async fn serve(door: &Arc<Door>, stream: Stream, first: Bytes, peer: &Arc<Pe
         .max_pending_accept_reset_streams(MAX_RESETS)
         .max_header_list_size(settings.max_head.try_into().unwrap_or(u32::MAX))
         .initial_window_size(WINDOW)
-        .initial_connection_window_size(4 * WINDOW);
+        .initial_connection_window_size(4 * WINDOW)
+        .enable_connect_protocol();
     let handshake = builder.handshake::<_, Bytes>(Prefixed { first, stream });
     let Ok(Ok(mut connection)) = tokio::time::timeout(settings.head_timeout, handshake).await else { return };
     let mut stopping = false;
@@ -125,14 +129,24 @@ pub async fn serve(door: &Arc<Door>, stream: Stream, first: Bytes, peer: &Arc<Pe
 
 async fn one(door: &Door, peer: &Peer, request: Request<RecvStream>, respond: SendResponse<Bytes>, body_timeout: Duration, max_body: u64) {
     let (mut parts, recv) = request.into_parts();
+    let websocket = parts.method == Method::CONNECT && parts.extensions.get::<Protocol>().is_some_and(|p| p.as_str().eq_ignore_ascii_case("websocket"));
     let declared = parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
     let request_body = match declared {
-        _ if recv.is_end_stream() => RequestBody::Empty,
+        _ if recv.is_end_stream() || websocket => RequestBody::Empty,
         Some(length) => RequestBody::Length(length),
         None => RequestBody::Unknown,
     };
+    // What a WebSocket sends is no body.
+    let (incoming, websocket) = if websocket {
+        (None, Some(recv))
+    } else {
+        (Some(Incoming { recv, done: request_body == RequestBody::Empty, received: 0, max_body, timeout: Some(body_timeout), trailers: None }), None)
+    };
+    let opened = websocket.is_some();
     let mut exchange = H2 {
-        incoming: Some(Incoming { recv, done: request_body == RequestBody::Empty, received: 0, max_body, timeout: Some(body_timeout), trailers: None }),
+        incoming,
+        websocket,
+        tunnel: None,
         request_body,
         respond,
         send: None,
@@ -141,7 +155,7 @@ async fn one(door: &Door, peer: &Peer, request: Request<RecvStream>, respond: Se
         left: None,
         trailers: None,
     };
-    match normalize(&mut parts) {
+    match normalize(&mut parts, opened) {
         Ok(()) => door.handle(parts, peer, &mut exchange).await,
         Err((status, reason)) => {
             door.refused(peer, status, reason);
@@ -156,9 +170,18 @@ async fn one(door: &Door, peer: &Peer, request: Request<RecvStream>, respond: Se
     }
 }
 
-/// Gives an HTTP/2 request the form that HTTP/1.1 requests have here: origin-form target, `Host` for `:authority`, one `Cookie`.
-fn normalize(parts: &mut http::request::Parts) -> Result<(), (StatusCode, &'static str)> {
-    if parts.method == Method::CONNECT || parts.method == Method::TRACE {
+/// Gives an HTTP/2 request the form that HTTP/1.1 requests have here: origin-form target, `Host` for `:authority`, one `Cookie`, and an
+/// upgrade for a WebSocket that is opened by extended CONNECT (RFC 8441 section 5).
+fn normalize(parts: &mut http::request::Parts, websocket: bool) -> Result<(), (StatusCode, &'static str)> {
+    if websocket {
+        parts.method = Method::GET;
+        parts.headers.remove(header::CONTENT_LENGTH);
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        // HTTP/2 has no such field, and HTTP/1.1 wants one (RFC 6455 section 4.1).
+        let key = base64::engine::general_purpose::STANDARD.encode(fastrand::u128(..).to_be_bytes());
+        parts.headers.insert(header::SEC_WEBSOCKET_KEY, HeaderValue::from_str(&key).map_err(|_| (StatusCode::BAD_REQUEST, "no key"))?);
+    } else if parts.method == Method::CONNECT || parts.method == Method::TRACE {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "the method is not served here"));
     }
     let bad = |reason| (StatusCode::BAD_REQUEST, reason);
@@ -200,6 +223,10 @@ fn normalize(parts: &mut http::request::Parts) -> Result<(), (StatusCode, &'stat
 struct H2 {
     /// `None` once it was taken.
     incoming: Option<Incoming>,
+    /// What the client sends on a WebSocket that it wants; `None` once that is open.
+    websocket: Option<RecvStream>,
+    /// Such a WebSocket.
+    tunnel: Option<Stream>,
     request_body: RequestBody,
     respond: SendResponse<Bytes>,
     send: Option<SendStream<Bytes>>,
@@ -290,6 +317,21 @@ impl Downstream for H2 {
         let mut response = Response::new(());
         *response.status_mut() = parts.status;
         *response.headers_mut() = parts.headers.clone();
+        if self.websocket.is_some() {
+            if parts.status == StatusCode::SWITCHING_PROTOCOLS {
+                // RFC 8441 section 5.1: 200 is what 101 is in HTTP/1.1.
+                *response.status_mut() = StatusCode::OK;
+                [header::CONNECTION, header::UPGRADE, header::SEC_WEBSOCKET_ACCEPT].iter().for_each(|name| {
+                    response.headers_mut().remove(name);
+                });
+                self.send = Some(self.respond.send_response(response, false).map_err(|_| ClientError::Gone)?);
+                return Ok(());
+            }
+            if parts.status.is_success() {
+                // The client would take it for an open WebSocket.
+                *response.status_mut() = StatusCode::BAD_GATEWAY;
+            }
+        }
         let bodiless = self.head_only || matches!(parts.status.as_u16(), 204 | 304);
         if let AnswerBody::Length(length) = body
             && !matches!(parts.status.as_u16(), 204 | 304)
@@ -362,6 +404,8 @@ impl Downstream for H2 {
     }
 
     fn upgrade(&mut self) -> Option<Raw<'_>> {
-        None
+        let tunnel = Tunnel::new(self.websocket.take()?, self.send.take()?);
+        let stream = self.tunnel.insert(Box::new(Socket(tunnel)));
+        Some(Raw { received: Bytes::new(), stream })
     }
 }

@@ -28,6 +28,7 @@ pub mod h1;
 pub mod h1_server;
 mod h2_exchange;
 pub mod h2_server;
+mod h2_tunnel;
 pub mod listen;
 pub mod live;
 pub mod origin;

@@ -43,6 +43,7 @@ impl Weir {
     pub fn new(document: Document, register: Arc<dyn Register>, environment: Arc<Environment>) -> Result<Arc<Weir>, Vec<Diagnostic>> {
         let access = crate::access::AccessLog::new(document.server.access_log, environment.metrics.log_dropped.clone());
         let live = Live::compile(document, &*register, &environment)?;
+        environment.endpoints.dns().configure(&live.document.resolver);
         environment.endpoints.put_in_force(live.upstreams());
         live.activate();
         Ok(Arc::new(Weir { environment, live: ArcSwap::from_pointee(live), retired: ArcSwapOption::empty(), connector: crate::dial::connector(), register, access, popular: Default::default() }))
@@ -54,6 +55,7 @@ impl Weir {
     pub fn reload(&self, document: Document, ready: impl FnOnce(&Live) -> Result<(), Vec<Diagnostic>>) -> Result<(), Vec<Diagnostic>> {
         match Live::compile(document, &*self.register, &self.environment).and_then(|live| ready(&live).map(|()| live)) {
             Ok(live) => {
+                self.environment.endpoints.dns().configure(&live.document.resolver);
                 self.environment.endpoints.put_in_force(live.upstreams());
                 live.activate();
                 let live = Arc::new(live);

@@ -90,8 +90,9 @@ pub fn compile(document: &Document) -> Result<[Option<DoorTls>; 2], Vec<Diagnost
     let mut gateway = Vec::new();
     if let Some(section) = &document.gateway {
         for (index, c) in section.certificates.iter().enumerate() {
-            // One without names that is shown to a service is not for clients.
-            if c.snis.is_empty() && section.services.iter().any(|s| s.client_certificate == Some(index)) {
+            // One without names that is shown to services is not for clients.
+            let mut shown = section.services.iter().map(|s| s.client_certificate).chain(section.upstreams.iter().map(|u| u.client_certificate));
+            if c.snis.is_empty() && shown.any(|of| of == Some(index)) {
                 continue;
             }
             let alt = c.alt.as_ref().map(|(cert, key)| (cert.as_str(), key.expose()));

@@ -425,7 +425,9 @@ impl<D: Downstream> Work<'_, D> {
             reply.headers.insert(HeaderName::from_static("x-weir-reason"), reason);
         }
         if shed {
-            reply = reply.with("retry-after", "1");
+            let service = self.cx.service.as_ref().or(self.live.edge.as_ref().map(|edge| &edge.origin));
+            let wait = service.and_then(|service| service.care.limits.iter().map(|(limiter, _)| limiter.come_again()).max());
+            reply = reply.with("retry-after", itoa::Buffer::new().format(wait.map_or(1, |wait| wait.as_secs_f64().ceil() as u64)));
         }
         self.cx.answered_by = "weir";
         let (parts, body) = reply.into_parts();

@@ -217,7 +217,12 @@ pub struct Origin {
 impl Origin {
     /// Starts one on a free port.
     pub async fn start(says: impl Fn(&Seen) -> Told + Send + Sync + 'static) -> Origin {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), says).await
+    }
+
+    /// Starts one on an address of this machine.
+    pub async fn start_at(at: SocketAddr, says: impl Fn(&Seen) -> Told + Send + Sync + 'static) -> Origin {
+        let listener = TcpListener::bind(at).await.expect("a free port");
         let address = listener.local_addr().expect("an address");
         let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
         let says: Arc<Mutex<Arc<Says>>> = Arc::new(Mutex::new(Arc::new(says)));
@@ -237,6 +242,11 @@ impl Origin {
     /// Answers otherwise from now on.
     pub fn now_says(&self, says: impl Fn(&Seen) -> Told + Send + Sync + 'static) {
         *self.says.lock().expect("not poisoned") = Arc::new(says);
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
     }
 
     /// `http://127.0.0.1:PORT`.

@@ -13,6 +13,7 @@ mod ask;
 pub mod cache_help;
 pub mod cases;
 mod config;
+pub mod dns;
 mod http1;
 mod process;
 mod shop;

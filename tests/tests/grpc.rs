@@ -40,9 +40,13 @@ async fn echo(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let answer = answer.header("x-path", parts.uri.path()).header("x-user", field("x-consumer-username"));
     if parts.uri.path().ends_with("/Fail") {
         // A head alone.
-        let refused = answer.header("grpc-status", "9").header("grpc-message", "no").body(()).expect("an answer");
+        let status = if parts.uri.path().starts_with("/failing") { "14" } else { "9" };
+        let refused = answer.header("grpc-status", status).header("grpc-message", "no").body(()).expect("an answer");
         let _ = respond.send_response(refused, true);
         return;
+    }
+    if parts.uri.path().ends_with("/Hang") {
+        return std::future::pending().await;
     }
     let mut send = respond.send_response(answer.body(()).expect("an answer"), false).expect("a stream");
     while let Some(Ok(piece)) = body.data().await {
@@ -79,13 +83,20 @@ async fn start(address: SocketAddr) -> Weir {
         json!({ "name": name, "protocol": "grpc", "host": "127.0.0.1", "port": port, "retries": 0, "routes": [route] })
     };
     let away = weir_store::testing::free_port();
+    let mut late = service("late", address.port());
+    late["deadline"] = json!({ "first_byte": "300ms" });
     Weir::start(&Config(json!({
         "server": { "threads": 1 },
         "gateway": {
             "_format_version": "3.0",
-            "services": [service("open", address.port()), service("closed", address.port()), service("away", away)],
+            "services": [service("open", address.port()), service("closed", address.port()), service("away", away), late, service("limited", address.port()), service("group", address.port()), service("broken", away), service("failing", address.port())],
             "plugins": [
                 { "name": "key-auth", "service": "closed" },
+                { "name": "key-auth", "service": "group" },
+                { "name": "acl", "service": "group", "config": { "allow": ["staff"] } },
+                { "name": "rate-limiting", "service": "limited", "config": { "year": 1 } },
+                { "name": "circuit-breaker", "service": "broken", "config": { "minimum_calls": 1, "open_for": "1h" } },
+                { "name": "circuit-breaker", "service": "failing", "config": { "minimum_calls": 1, "open_for": "1h" } },
                 { "name": "response-transformer", "config": { "add": { "headers": ["x-passed:weir"] } } },
             ],
             "consumers": [{ "username": "alice", "keyauth_credentials": [{ "key": "sesame-of-alice" }] }],
@@ -139,6 +150,16 @@ async fn errors_speak_grpc() {
     assert_eq!(refusal(&weir, ask("/none.Echo/Chat", None)).await, ("12".into(), "no Route matched with those values".into()));
     assert_eq!(refusal(&weir, ask("/away.Echo/Chat", None)).await.0, "14");
     assert_eq!(refusal(&weir, ask("/open.Echo/Fail", None)).await, ("9".into(), "no".into()));
+    // Of an access list, a deadline, a limit, and an open circuit.
+    assert_eq!(refusal(&weir, ask("/group.Echo/Chat", Some("sesame-of-alice"))).await.0, "7");
+    assert_eq!(refusal(&weir, ask("/late.Echo/Hang", None)).await, ("4".into(), "The upstream server is timing out".into()));
+    assert_eq!(refusal(&weir, ask("/limited.Echo/Fail", None)).await.0, "9");
+    assert_eq!(refusal(&weir, ask("/limited.Echo/Fail", None)).await, ("8".into(), "API rate limit exceeded".into()));
+    assert_eq!(refusal(&weir, ask("/broken.Echo/Chat", None)).await.0, "14");
+    assert_eq!(refusal(&weir, ask("/broken.Echo/Chat", None)).await, ("14".into(), "The service is failing, try again later".into()));
+    // What a service says of itself in gRPC's words counts for its circuit.
+    assert_eq!(refusal(&weir, ask("/failing.Echo/Fail", None)).await, ("14".into(), "no".into()));
+    assert_eq!(refusal(&weir, ask("/failing.Echo/Chat", None)).await, ("14".into(), "The service is failing, try again later".into()));
     let (answer, mut up) = connect(&weir).await.send_request(ask("/closed.Echo/Chat", Some("sesame-of-alice")), false).expect("sent");
     up.send_data(message("hello"), true).expect("sent");
     let answer = guarded("an answer", answer).await.expect("an answer");

@@ -47,6 +47,11 @@ fn reason(answer: &Answer) -> (u16, String) {
     (answer.status, answer.header("x-weir-reason").unwrap_or_default().to_owned())
 }
 
+/// For the record: what was tried, and how often the service acted.
+fn shows(what: &str, shop: &Shop) {
+    println!("idempotency, {what}: {} effect(s)", effects(shop));
+}
+
 /// Sends it in the background.
 fn begin(ask: Ask) -> tokio::task::JoinHandle<Option<Answer>> {
     tokio::spawn(async move { ask.attempt().await.ok() })
@@ -65,6 +70,7 @@ async fn a_hundred_duplicates_over_three_processes_make_one_order() {
     let bodies: HashSet<_> = answers.iter().map(|a| (a.status, a.body.clone())).collect();
     assert_eq!((bodies.len(), answers[0].status), (1, 201), "{bodies:?}");
     assert_eq!(answers.iter().filter(|a| a.has("idempotency-replayed")).count(), 99);
+    shows("100 duplicates over three processes", &shop);
     assert_eq!(effects(&shop), 1);
     let mut replayed = 0.0;
     for weir in &weirs {
@@ -91,6 +97,7 @@ async fn an_owner_killed_before_it_sends_frees_the_key() {
         let answer = guarded("the next owner's answer", one).await.expect("no panic").expect("an answer");
         assert_eq!(answer.status, 201, "{answer:#?}");
     }
+    shows("the owner killed before it sends, 20 wait", &shop);
     assert_eq!(effects(&shop), 1);
 }
 
@@ -111,6 +118,7 @@ async fn an_owner_killed_during_the_call_leaves_an_unknown_outcome_and_one_order
     }
     weirs[0].restart().await;
     assert_eq!(reason(&order(&weirs[0], "k").send().await), (409, "unknown".into()));
+    shows("the owner killed during the call, 20 wait", &shop);
     assert_eq!(effects(&shop), 1);
     assert!(weirs[1].metric("weir_plugin_outcomes_total", &["plugin=\"idempotency\"", "outcome=\"unknown\""]).await > 0.0);
 }
@@ -132,6 +140,7 @@ async fn an_owner_killed_before_it_wrote_the_answer_leaves_one_order() {
         let answer = eventually("an answer", async || Some(order(weir, "k").send().await).filter(|a| a.status != 503)).await;
         assert!(matches!(reason(&answer), (409, why) if why == "unknown") || answer.status == 201 && answer.has("idempotency-replayed"), "{answer:#?}");
     }
+    shows("the owner killed before it wrote the answer", &shop);
     assert_eq!(effects(&shop), 1);
 }
 
@@ -144,6 +153,7 @@ async fn an_owner_killed_after_the_call_leaves_its_answer() {
         let again = order(weir, "k").send().await.expect(201);
         assert_eq!((again.must("idempotency-replayed"), &again.body), ("true", &first.body));
     }
+    shows("the owner killed after the call", &shop);
     assert_eq!(effects(&shop), 1);
 }
 
@@ -178,6 +188,7 @@ async fn a_redis_that_lost_its_memory_makes_no_second_order() {
     let answer = order(&weirs[1], "another").send().await;
     assert_eq!(reason(&answer), (503, "store-lost".into()));
     assert!(answer.has("retry-after"));
+    shows("Redis without a disk restarted during the call", &shop);
     assert_eq!(effects(&shop), 1);
 }
 
@@ -194,6 +205,7 @@ async fn a_redis_with_a_disk_goes_on_where_it_was() {
         assert_eq!((again.must("idempotency-replayed"), &again.body), ("true", &first.body));
         order(weir, "other").send().await.expect(201);
     }
+    shows("Redis with a disk restarted, two keys", &shop);
     assert_eq!(effects(&shop), 2);
 }
 

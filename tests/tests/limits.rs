@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::{collections::BTreeMap, sync::Arc};
-use weir_tests::{Answer, Ask, Config, Door, RedisServer, Shop, Weir, eventually};
+use weir_tests::{Answer, Ask, Config, Door, RedisServer, Shop, Weir, cache_help::Cluster, eventually};
 
 const INSTANCES: usize = 4;
 /// Connections to each instance.
@@ -97,6 +97,7 @@ async fn four_instances_admit_exactly_the_limit() {
             "sliding-window" => LIMIT * ((ended - begun) / length + 1),
             _ => LIMIT + (ended - begun) * LIMIT / length,
         };
+        println!("{name}: limit {LIMIT}, sent {} by {INSTANCES} processes, admitted {admitted} in {:.2} s (allowed in that time: {most})", answers.len(), (ended - begun) as f64 / 1e6);
         assert!((LIMIT..=most).contains(&admitted), "{name}: {admitted} of {most}");
         for refused in answers.iter().filter(|a| a.status == 429) {
             let wait: u64 = refused.must("retry-after").parse().expect("seconds");
@@ -136,6 +137,7 @@ async fn leases_keep_the_limit_and_their_bound() {
         assert_eq!(alone, LIMIT - 2 * LEASE, "{algorithm}");
         let answers = fleet.ask(10 * LIMIT as usize / (INSTANCES * CLIENTS), { let path = path.clone(); move |door, _| door.get(&path) }).await;
         assert_eq!(admitted(&answers) + alone + 2, LIMIT, "{algorithm}: the others spend what they hold");
+        println!("hybrid {algorithm}, leases of {LEASE}: limit {LIMIT}, one instance alone {alone}, all of them {}", fleet.arrived(&path));
         assert_eq!(fleet.arrived(&path), LIMIT, "{algorithm}");
     }
 }
@@ -152,6 +154,29 @@ async fn an_address_and_its_users_are_limited_together() {
     }
     assert_eq!(users.values().sum::<u64>(), 40);
     assert!(users.values().all(|n| *n <= 20), "{users:?}");
+}
+
+/// All windows and limits of an entry lie in one slot, and different callers on different nodes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_counts_all_limits_of_an_entry_together() {
+    let (shop, cluster) = (Shop::start().await, Cluster::start().await);
+    let limits = json!([{ "year": 4, "hour": 4, "limit_by": "header", "header_name": "X-User" }, { "year": 30, "limit_by": "ip", "algorithm": "sliding-window" }]);
+    let plugins = json!([{ "name": "rate-limiting", "config": { "policy": "redis", "fault_tolerant": false, "limits": limits } }]);
+    let config = shop.config().without("edge").without("warm_up").set("/store", json!({ "url": cluster.url, "deadline": "20s" })).service("both", &shop.stubs.products.url(), "/echo/both", plugins);
+    let weirs = [Weir::start_as("one", &config).await, Weir::start_as("two", &config).await];
+    for weir in &weirs {
+        weir.becomes("ready").await;
+    }
+    let mut served = BTreeMap::new();
+    for n in 0..160 {
+        let user = format!("user-{}", n % 10);
+        let answer = weirs[n / 10 % 2].gateway().get("/echo/both").header("x-user", &user).send().await;
+        assert!(matches!(answer.status, 200 | 429), "{answer:#?}");
+        *served.entry(user).or_insert(0) += usize::from(answer.status == 200);
+    }
+    println!("cluster: ten users of 4 each from an address of 30: {served:?}");
+    assert_eq!(served.values().sum::<usize>(), 30);
+    assert!(served.values().all(|count| *count <= 4));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -159,7 +159,8 @@ async fn an_adaptive_limit_finds_what_a_service_can_do() {
                         served.fetch_add(1, SeqCst);
                         micros.fetch_add(begun.elapsed().as_micros() as u64, SeqCst);
                     } else {
-                        assert_eq!((answer.status, answer.must("retry-after")), (503, "1"));
+                        assert_eq!(answer.status, 503);
+                        assert!(answer.must("retry-after").parse::<u32>().is_ok_and(|seconds| (1..=30).contains(&seconds)));
                         shed.fetch_add(1, SeqCst);
                         tokio::time::sleep(Duration::from_millis(20)).await;
                     }

@@ -63,6 +63,7 @@ async fn a_hundred_reloads_under_load_lose_no_request() {
         client.await.expect("no request was lost");
     }
     assert!(answered.load(Ordering::Relaxed) > 200, "the clients were busy");
+    println!("100 reloads under load of 8 clients: {} requests answered, 0 lost", answered.load(Ordering::Relaxed));
     assert_eq!(weir.metric("weir_reloads_total", &["outcome=\"refused\""]).await, 0.0);
 }
 

@@ -61,6 +61,7 @@ async fn a_failing_service_is_left_alone_and_comes_back() {
     assert_eq!(weir.metric("weir_circuit_state", &["service:long"]).await, 2.0);
     assert_eq!(weir.metric("weir_circuit_events_total", &["service:long", "refused"]).await, 26.0);
 
+    println!("breaker: 10 failing calls of 10 open it; then 26 requests refused, 0 sent, also after a reload");
     // The other one: open, tried in vain, and closed again when the service is well.
     eventually("it opens", async || (weir.gateway().get("/echo/short").send().await.status == 503).then_some(())).await;
     let tried = async || circuit(&weir.status().await, "service:short")["events"]["tried"].as_u64().unwrap_or(0);
@@ -76,6 +77,7 @@ async fn a_failing_service_is_left_alone_and_comes_back() {
     })
     .await;
     assert_eq!(statuses(&weir, "/echo/short", 20).await, [200; 20]);
+    println!("breaker, half open: {} times tried in vain or well, closed again, then 20 of 20 served", tried().await);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,17 +95,20 @@ async fn an_open_circuit_serves_the_old_copy_the_fallback_or_another_service() {
         .service("kept", &products, "/echo/kept", kept)
         .service("empty", &products, "/echo/empty", json!([breaker(json!({ "fallback": { "status": 200, "headers": { "Content-Type": "application/json" }, "body": "{\"items\":[]}" } }))]))
         .service("spared", &products, "/echo/spared", json!([breaker(json!({ "fallback": { "service": "spare" } }))]))
+        .service("both", &products, "/echo/both", json!([{ "name": "response-cache", "config": { "ttl": "1s", "shared": true } }, breaker(json!({ "fallback": { "service": "spare" } }))]))
         .service("spare", &shop.stubs.deals.url(), "/echo/spare", json!([]));
     let weir = Weir::start(&config).await;
     let stub = shop.stubs.products.handle();
     let lasting = FaultRule { path_prefix: "/echo/kept/page".into(), headers: [("cache-control".to_string(), "public, max-age=600".to_string())].into(), ..FaultRule::default() };
     stub.add_fault(lasting).expect("a rule");
     let first = weir.gateway().get("/echo/kept/page").send().await.expect(200);
+    stub.add_fault(FaultRule { path_prefix: "/echo/both/page".into(), headers: [("cache-control".to_string(), "public, max-age=600".to_string())].into(), ..FaultRule::default() }).expect("a rule");
+    let cached = weir.gateway().get("/echo/both/page").send().await.expect(200);
     stub.clear_faults();
     stub.add_fault(failing("/echo")).expect("a fault");
-    for path in ["/echo/kept/x", "/echo/empty", "/echo/spared"] {
-        // The page was a first call of `kept`: with two more there are enough to judge.
-        for _ in 0..if path.contains("kept") { 2 } else { 3 } {
+    for path in ["/echo/kept/x", "/echo/both/x", "/echo/empty", "/echo/spared"] {
+        // The page was a first call of these: with two more there are enough to judge.
+        for _ in 0..if path.contains("kept") || path.contains("both") { 2 } else { 3 } {
             assert_eq!(weir.gateway().post(path, "text/plain", "x").send().await.status, 500, "{path}");
         }
     }
@@ -119,6 +124,15 @@ async fn an_open_circuit_serves_the_old_copy_the_fallback_or_another_service() {
     let (deals, before) = (shop.stubs.deals.handle(), stub.hits());
     weir.gateway().post("/echo/spared", "text/plain", "order").send().await.expect(200);
     assert_eq!((deals.hits_for("/echo/spared"), stub.hits()), (1, before));
+    // Where there is all of it, the old copy comes before the other service.
+    let old = eventually("the other copy is old", async || {
+        let answer = weir.gateway().get("/echo/both/page").send().await.expect(200);
+        (answer.verdict() == "STALE").then_some(answer)
+    })
+    .await;
+    assert_eq!((old.text(), deals.hits_for("/echo/both/page")), (cached.text(), 0));
+    weir.gateway().get("/echo/both/unseen").send().await.expect(200);
+    assert_eq!((deals.hits_for("/echo/both/unseen"), stub.hits()), (1, before));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,5 +1,8 @@
 //! WebSocket, server-sent events and trailers: they pass as they come, with the plugins of their route applied.
 
+use bytes::Bytes;
+use h2::{client::SendRequest, ext::Protocol};
+use http::{Method, Request};
 use serde_json::json;
 use std::net::SocketAddr;
 use tokio::{
@@ -7,7 +10,7 @@ use tokio::{
     net::{TcpListener, TcpStream},
     sync::mpsc,
 };
-use weir_tests::{Config, Weir, guarded};
+use weir_tests::{Config, Weir, eventually, guarded};
 
 /// An upstream that answers each connection's head with `answer`, then sends what the test gives it and shows what it received.
 struct Raw {
@@ -89,6 +92,81 @@ async fn websockets_pass_both_ways_once_the_plugins_agree() {
     assert_eq!(client.exactly(5).await.expect("bytes"), "after");
     drop(stream);
     assert!(client.is_closed().await);
+}
+
+/// A client of HTTP/2 that may open WebSockets (RFC 8441).
+async fn http2(weir: &Weir) -> SendRequest<Bytes> {
+    let stream = TcpStream::connect(weir.gateway().0).await.expect("a connection");
+    let (send, connection) = h2::client::handshake(stream).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    let send = send.ready().await.expect("ready");
+    eventually("extended CONNECT is offered", async || send.is_extended_connect_protocol_enabled().then_some(())).await;
+    send
+}
+
+fn open(path: &str, key: &str) -> Request<()> {
+    let request = Request::builder().method(Method::CONNECT).uri(format!("http://shop.test{path}")).extension(Protocol::from_static("websocket"));
+    request.header("sec-websocket-version", "13").header("apikey", key).body(()).expect("a request")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn websockets_of_http2_become_upgrades() {
+    let mut upstream =
+        Raw::start("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: chat\r\n\r\nearly").await;
+    let weir = start(&upstream).await;
+    let mut client = http2(&weir).await;
+    let (answer, _up) = client.send_request(open("/live/chat", "unknown"), false).expect("sent");
+    assert_eq!(guarded("a refusal", answer).await.expect("an answer").status(), 401);
+
+    let (answer, mut up) = client.send_request(open("/live/chat?room=1", "sesame-of-alice"), false).expect("sent");
+    let (parts, mut down) = guarded("a head", answer).await.expect("an answer").into_parts();
+    assert_eq!(parts.status, 200);
+    assert_eq!((parts.headers["x-passed"].as_bytes(), parts.headers["sec-websocket-protocol"].as_bytes()), (&b"weir"[..], &b"chat"[..]));
+    assert!(["connection", "upgrade", "sec-websocket-accept", "content-length"].iter().all(|name| !parts.headers.contains_key(*name)), "{:?}", parts.headers);
+    let (head, mut stream) = upstream.next().await;
+    assert!(head.starts_with("get /chat?room=1 http/1.1\r\n") && head.contains("upgrade: websocket\r\n") && head.contains("connection: upgrade\r\n"), "{head}");
+    assert!(head.contains("sec-websocket-key: ") && head.contains("sec-websocket-version: 13\r\n") && head.contains("x-consumer-username: alice\r\n"), "{head}");
+    let mut receive = async |count: usize| {
+        let mut all = Vec::new();
+        while all.len() < count {
+            let piece = guarded("a piece", down.data()).await.expect("more").expect("whole");
+            let _ = down.flow_control().release_capacity(piece.len());
+            all.extend(piece);
+        }
+        all
+    };
+    assert_eq!(receive(5).await, b"early");
+    for round in 0..3u8 {
+        up.send_data(vec![round; 1000].into(), false).expect("sent");
+        let mut seen = [9; 1000];
+        guarded("up", stream.read_exact(&mut seen)).await.expect("bytes");
+        assert_eq!(seen, [round; 1000]);
+        // More than fits into a window.
+        let large = vec![round + 100; 200_000];
+        let (sent, got) = tokio::join!(stream.write_all(&large), receive(200_000));
+        sent.expect("sent");
+        assert!(got.len() == 200_000 && got.iter().all(|byte| *byte == round + 100));
+    }
+    // The client's end is the upstream's, and the other way round.
+    up.send_data(Bytes::new(), true).expect("sent");
+    assert_eq!(guarded("the end", stream.read(&mut [0; 1])).await.expect("an end"), 0);
+    stream.write_all(b"bye").await.expect("sent");
+    drop(stream);
+    assert_eq!(receive(3).await, b"bye");
+    while let Some(piece) = guarded("the end", down.data()).await {
+        assert_eq!(piece.expect("an end in order"), "");
+    }
+
+    // An upstream that does not switch must not look like an open WebSocket.
+    let mut plain = Raw::start("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno").await;
+    let weir = start(&plain).await;
+    let (answer, _up) = http2(&weir).await.send_request(open("/live/chat", "sesame-of-alice"), false).expect("sent");
+    assert_eq!(guarded("a refusal", answer).await.expect("an answer").status(), 502);
+    plain.next().await;
+    // Nor is any other CONNECT served.
+    let other = Request::builder().method(Method::CONNECT).uri("shop.test:443").body(()).expect("a request");
+    let (answer, _up) = http2(&weir).await.send_request(other, false).expect("sent");
+    assert_eq!(guarded("a refusal", answer).await.expect("an answer").status(), 405);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -73,6 +73,7 @@ async fn real_traffic_takes_an_endpoint_out_and_probes_bring_it_back() {
     })
     .await;
     assert_eq!(answered(&weir, "/", 6).await, ["b"; 6]);
+    println!("ejection: a failing, 6 of 6 requests with b");
     let reason = shown(&weir, &a).await["reason"].clone();
     assert_eq!(reason, "failing answers");
     let labels = [&*format!("endpoint=\"{}\"", address(&a)), "upstream=\"shop\""];
@@ -107,6 +108,7 @@ async fn probes_take_out_an_endpoint_that_nobody_asks_and_it_returns_slowly() {
     a.now_says(|_| Told::new(200, "a"));
     eventually("a begins slowly", async || (shown(&weir, &a).await["state"] == "slow-start").then_some(())).await;
     let to_a = answered(&weir, "/", 300).await.iter().filter(|name| *name == "a").count();
+    println!("slow start: {to_a} of 300 requests to the endpoint that came back (an even share: 150, a tenth of that at first)");
     // A tenth of its half, more or less; an even share would be 150.
     assert!((1..=90).contains(&to_a), "{to_a} of 300");
 }
@@ -129,6 +131,7 @@ async fn an_endpoint_that_drains_ends_what_it_began() {
     let view = shown(&weir, &a).await;
     assert_eq!((&view["state"], &view["in_flight"]), (&json!("draining"), &json!(1)));
 
+    println!("drain: 6 of 6 new requests with b, the one under way with a goes on");
     // Weight 0 by a reload does the same.
     say(&weir, &a, "healthy").await;
     reload(&weir, &config(json!({}), json!([target(&a, 0), target(&b, 100)]))).await;

@@ -19,7 +19,7 @@ use std::{
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use weir_tests::{
-    Config, Weir,
+    Config, Weir, eventually,
     tls::{Authority, Issued},
 };
 
@@ -104,6 +104,59 @@ async fn an_upstream_may_want_a_certificate_of_weir() {
     weir.write(&config(address, shown, &authority, &own));
     weir.admin().ask("POST", "/reload").body("").send().await.expect(200);
     weir.gateway().get("/").send().await.expect(200);
+}
+
+/// The certificate of an upstream is shown by its services, unless they have their own; `host_header` is the name that is verified.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstreams_certificate_and_name_are_its_services() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (server, own, wrong) = (authority.issue(&["DNS:inner.example"]), authority.issue(&["DNS:weir.example"]), stranger.issue(&["DNS:weir.example"]));
+    let (address, _) = upstream(authority.server(&server, true, &[])).await;
+    let service = |name: &str, host: &str, more: serde_json::Value| {
+        let route = json!({ "name": name, "paths": [format!("/{name}")] });
+        let mut entry = json!({ "name": name, "protocol": "https", "host": host, "port": 443, "retries": 0, "ca_certificates": ["ca"], "routes": [route] });
+        entry.as_object_mut().expect("a mapping").extend(more.as_object().expect("a mapping").clone());
+        entry
+    };
+    let targets = json!([{ "target": address.to_string() }]);
+    let probes = json!({ "active": { "type": "https", "healthy": { "interval": 0.1, "successes": 1 }, "unhealthy": { "interval": 0.1, "tcp_failures": 1 } } });
+    let weir = Weir::start(&Config(json!({
+        "server": { "threads": 1 },
+        "gateway": {
+            "_format_version": "3.0",
+            "services": [
+                service("shared", "inner", json!({})),
+                service("wrong", "inner", json!({ "client_certificate": "wrong" })),
+                service("none", "bare", json!({})),
+                service("misnamed", "unnamed", json!({})),
+                service("well", "probed", json!({})),
+                service("ill", "ill", json!({})),
+            ],
+            "upstreams": [
+                { "name": "inner", "targets": targets, "host_header": "inner.example", "client_certificate": { "id": "own" } },
+                { "name": "bare", "targets": targets, "host_header": "inner.example" },
+                { "name": "unnamed", "targets": targets, "client_certificate": "own" },
+                { "name": "probed", "targets": targets, "host_header": "inner.example", "client_certificate": "own", "healthchecks": probes },
+                { "name": "ill", "targets": targets, "host_header": "inner.example", "healthchecks": probes },
+            ],
+            "ca_certificates": [{ "id": "ca", "cert": authority.cert }],
+            "certificates": [{ "id": "own", "cert": own.cert, "key": own.key }, { "id": "wrong", "cert": wrong.cert, "key": wrong.key }],
+        },
+    })))
+    .await;
+    let seen = weir.gateway().get("/shared").send().await.expect(200).json();
+    assert_eq!(seen["name"], "inner.example");
+    for path in ["/wrong", "/none", "/misnamed"] {
+        weir.gateway().get(path).send().await.expect(502);
+    }
+    // Probes show it too.
+    let state = async |name: &str| {
+        let all = weir.admin().get("/upstreams").send().await.expect(200).json();
+        all["upstreams"].as_array().expect("a list").iter().find(|u| u["name"] == name).expect("the upstream")["endpoints"][0]["state"].clone()
+    };
+    eventually("probes without a certificate fail", async || (state("ill").await == "down").then_some(())).await;
+    weir.admin().ask("PUT", &format!("/upstreams/probed/targets/{address}/unhealthy")).send().await.expect(204);
+    eventually("probes with one bring the endpoint back", async || (state("probed").await == "up").then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

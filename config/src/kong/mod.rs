@@ -55,6 +55,7 @@ pub(crate) struct Draft {
     ca_certificates: Vec<CaCertificate>,
     /// What services say of TLS, by the service's index.
     service_tls: Vec<(usize, tls::ServiceTls)>,
+    upstream_tls: Vec<(usize, Ref)>,
     service_names: Names,
     route_names: Names,
     consumer_names: Names,

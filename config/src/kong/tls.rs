@@ -22,15 +22,19 @@ pub(super) fn of_service(fields: &mut Fields<'_, '_>, index: usize, draft: &mut 
     }
 }
 
-/// Resolves what services say.
+/// Reads what an upstream says.
+pub(super) fn of_upstream(cx: &Context<'_>, node: &Node, index: usize, draft: &mut Draft) {
+    let certificate = node.get("client_certificate").filter(|node| !matches!(node.kind(), Kind::Null));
+    if let Some(reference) = certificate.and_then(|node| reference(cx, node)) {
+        draft.upstream_tls.push((index, reference));
+    }
+}
+
+/// Resolves what services and upstreams say.
 pub(super) fn attach(cx: &Context<'_>, draft: &mut Draft) {
     for (service, said) in std::mem::take(&mut draft.service_tls) {
         if let Some(reference) = said.client_certificate {
-            let found = draft.certificate_ids.iter().position(|id| id.as_deref() == Some(reference.text.as_str()));
-            if found.is_none() {
-                cx.error("missing-reference", &reference.text.span, format!("there is no certificate with the id `{}`", reference.text.value), None);
-            }
-            draft.services[service].client_certificate = found;
+            draft.services[service].client_certificate = certificate_of(cx, draft, &reference);
         }
         for reference in said.ca_certificates {
             match draft.ca_certificates.iter().position(|ca| ca.id.as_deref() == Some(reference.text.as_str())) {
@@ -42,6 +46,19 @@ pub(super) fn attach(cx: &Context<'_>, draft: &mut Draft) {
             }
         }
     }
+    for (upstream, reference) in std::mem::take(&mut draft.upstream_tls) {
+        draft.upstreams[upstream].client_certificate = certificate_of(cx, draft, &reference);
+    }
+}
+
+fn certificate_of(cx: &Context<'_>, draft: &Draft, reference: &Ref) -> Option<usize> {
+    let found = draft.certificate_ids.iter().position(|id| id.as_deref() == Some(reference.text.as_str()));
+    if found.is_none() {
+        let known = draft.certificate_ids.iter().flatten().map(String::as_str);
+        let hint = crate::words::did_you_mean(&reference.text.value, known);
+        cx.error("missing-reference", &reference.text.span, format!("there is no certificate with the id `{}`", reference.text.value), hint);
+    }
+    found
 }
 
 /// Reads all three lists.

@@ -1,6 +1,6 @@
 //! `upstreams` and their `targets`.
 
-use super::{Draft, reference};
+use super::{Draft, reference, tls};
 use crate::{Concurrency, Deadlines, Resilience, Retry, Target, Upstream, resilience};
 use crate::net::HostPort;
 use crate::reader::{Context, Fields};
@@ -67,10 +67,11 @@ pub struct UpstreamSettings {
     /// How many requests may be under way at once (Weir's own).
     #[serde(default)]
     pub concurrency: Option<Concurrency>,
-    /// `Host` sent to the endpoints.
+    /// `Host` sent to the endpoints, and the name that their certificates must have. Default: the name of the target; where that is an
+    /// address, the upstream's.
     #[serde(default)]
     pub host_header: Option<String>,
-    /// Send the name that an SRV record gives as `Host`.
+    /// Send the name that an SRV record gives as `Host` and expect it of the certificate, instead of the target's.
     #[serde(default)]
     pub use_srv_name: bool,
     /// Weir's own: with consistent hashing, an endpoint may have at most so many percent of its fair share of the requests under way
@@ -102,6 +103,7 @@ pub struct UpstreamSettings {
     pub outlier_detection: Option<OutlierDetection>,
     #[serde(default)]
     pub tags: Vec<String>,
+    /// Shown to endpoints by services that have no `client_certificate` of their own.
     #[serde(default)]
     pub client_certificate: Option<serde_json::Value>,
     #[serde(default)]
@@ -347,6 +349,7 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     let own = settings.as_ref().map(|s| Resilience { retry: s.retry.clone(), deadline: s.deadline.clone(), concurrency: s.concurrency.clone() }).unwrap_or_default();
     resilience::check(cx, node, &own);
     let word = |key: &str, default: &str| node.get(key).and_then(Node::text).unwrap_or_else(|| default.to_string());
+    tls::of_upstream(cx, node, index, draft);
     let targets = fields.list("targets").iter().filter_map(|item| target(cx, item, false)).map(|(_, target)| target).collect();
     draft.upstreams.push(Upstream {
         name: name.map_or_else(|| format!("upstream#{index}"), |name| name.value),
@@ -354,6 +357,8 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
         hash_on: word("hash_on", "none"),
         settings: node.clone(),
         resilience: own,
+        host_header: settings.and_then(|s| s.host_header),
+        client_certificate: None,
         targets,
         span: fields.name_span().clone(),
     });
@@ -384,8 +389,10 @@ fn consistent(cx: &Context<'_>, node: &Node, settings: &UpstreamSettings) {
     if grpc && let Some(kind) = node.get("healthchecks").and_then(|checks| checks.get("active")).and_then(|active| active.get("type")) {
         cx.warning("value", kind.span(), "gRPC probes only see whether a connection can be made", None);
     }
-    if let Some(certificate) = node.get("client_certificate") {
-        cx.error("unsupported", certificate.span(), "client certificates towards upstreams are not supported", None);
+    if let (Some(name), Some(place)) = (&settings.host_header, node.get("host_header"))
+        && let Err(why) = HostPort::parse(name)
+    {
+        cx.error("value", place.span(), why, Some("a `Host` is a name, perhaps with a port".into()));
     }
 }
 

@@ -214,7 +214,7 @@ impl Circuit {
                 counts.clear();
             }
         }
-        let part = u32::try_from(now.duration_since(self.epoch).as_micros() / u128::from(micros)).unwrap_or(u32::MAX - 1) + 1;
+        let part = self.part(now, micros);
         self.calls.add(part);
         match verdict {
             Verdict::Success if !self.suspect.load(Relaxed) => return false,
@@ -226,6 +226,16 @@ impl Circuit {
         self.suspect.store(failures + slow > 0, Relaxed);
         let reached = |some: u64, rate: u32| some > 0 && some * 100 >= calls * u64::from(rate);
         calls >= u64::from(rules.minimum) && (reached(failures, rules.failure_rate) || reached(slow, rules.slow_rate))
+    }
+
+    fn part(&self, now: Instant, micros: u64) -> u32 {
+        u32::try_from(now.duration_since(self.epoch).as_micros() / u128::from(micros)).unwrap_or(u32::MAX - 1) + 1
+    }
+
+    /// Closed, and nothing was counted of late: a new one would be the same.
+    pub(super) fn is_at_rest(&self) -> bool {
+        let micros = self.width.load(Relaxed);
+        self.shown.load(Acquire) == CLOSED && (micros == 0 || self.calls.sum(self.part(Instant::now(), micros)) == 0)
     }
 
     fn give_back(&self, generation: u64) {

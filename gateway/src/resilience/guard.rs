@@ -7,6 +7,9 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use std::{sync::Arc, time::Duration};
 use weir_config::{BreakerScope, CircuitBreaker, Millis};
 
+/// More circuits of endpoints than this are looked through for some that are at rest: the addresses of a name come and go.
+const MANY: usize = 1024;
+
 /// All circuits of the process. Live state: it outlives a configuration.
 #[derive(Default)]
 pub struct Circuits {
@@ -24,6 +27,9 @@ impl Circuits {
         };
         if let Some(known) = all.get(name) {
             return known.clone();
+        }
+        if scope == BreakerScope::Endpoint && all.len() >= MANY {
+            all.retain(|_, circuit| Arc::strong_count(circuit) > 1 || !circuit.is_at_rest());
         }
         all.entry(name.into()).or_insert_with(|| Circuit::new(format!("{word}:{name}"))).clone()
     }
@@ -142,7 +148,7 @@ impl Guard {
             return Vec::new();
         }
         let barred = |endpoint: &Arc<Endpoint>| self.of(endpoint).is_some_and(|circuit| circuit.closed_to(&self.rules).is_some());
-        upstream.endpoints().filter(|endpoint| barred(endpoint)).map(|endpoint| endpoint.clone()).collect()
+        upstream.endpoints().filter(barred).collect()
     }
 
     /// What an answer's head says.

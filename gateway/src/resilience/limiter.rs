@@ -102,7 +102,24 @@ pub struct Limiter {
     seen: Seen,
     shed: [AtomicU64; 4],
     queued: AtomicU64,
+    /// Places given back.
+    done: AtomicU64,
+    pace: Mutex<Pace>,
 }
+
+/// How fast places become free, measured only while requests are refused.
+#[derive(Default)]
+struct Pace {
+    since: Option<Instant>,
+    done: u64,
+    /// Places a second; 0: not known.
+    rate: f64,
+}
+
+/// Over how long the pace is measured.
+const PACE: Duration = Duration::from_secs(2);
+/// The longest time after which a refused client is asked to come again.
+const LONGEST_WAIT: f64 = 30.0;
 
 #[derive(Default)]
 struct Adapting {
@@ -138,6 +155,8 @@ impl Limiter {
             seen: Seen::default(),
             shed: Default::default(),
             queued: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            pace: Mutex::default(),
         });
         limiter.configure(rules);
         limiter
@@ -297,6 +316,29 @@ impl Limiter {
         self.set(estimate.limit(), rules.reserve);
     }
 
+    /// When a client that was refused should come again: when those who are here now will have gone, at the pace of late, and a random
+    /// half of that later, so that not all come at once. From a second to half a minute.
+    pub fn come_again(&self) -> Duration {
+        let (now, done) = (Instant::now(), self.done.load(Relaxed));
+        let rate = {
+            let mut pace = self.pace.lock();
+            let taken = pace.since.map(|since| now.duration_since(since));
+            match taken {
+                // An hour ago says nothing of now.
+                Some(taken) if taken <= PACE * 10 => {
+                    if taken >= PACE {
+                        *pace = Pace { since: Some(now), done, rate: (done - pace.done) as f64 / taken.as_secs_f64() };
+                    }
+                }
+                _ => *pace = Pace { since: Some(now), done, rate: 0.0 },
+            }
+            pace.rate
+        };
+        let here = f64::from(self.waiting.load(Relaxed) + self.under_way.load(Relaxed)).max(1.0);
+        let wait = if rate > 0.0 { here / rate * (1.0 + fastrand::f64() / 2.0) } else { 1.0 };
+        Duration::from_secs_f64(wait.clamp(1.0, LONGEST_WAIT))
+    }
+
     /// How it stands.
     pub fn state(&self) -> LimiterState {
         LimiterState {
@@ -378,6 +420,7 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(limiter) = self.limiter.take() {
+            limiter.done.fetch_add(1, Relaxed);
             limiter.under_way.fetch_sub(1, SeqCst);
             limiter.wake();
         }

@@ -156,6 +156,28 @@ async fn an_adaptive_limit_outlives_a_reload() {
     assert_eq!(limiter.state().limit, 10);
 }
 
+#[tokio::test(start_paused = true)]
+async fn who_is_refused_hears_when_to_come_again() {
+    let rules = rules(10, 0);
+    let limiter = Limiter::new("x", &rules);
+    assert_eq!(limiter.come_again(), Duration::from_secs(1), "nothing is known of the pace");
+    // Two places a second become free, and ten are taken.
+    for _ in 0..8 {
+        drop(limiter.enter(&rules, Priority::Normal).await);
+        tokio::time::advance(Duration::from_millis(500)).await;
+    }
+    let mut held = Vec::new();
+    for _ in 0..10 {
+        held.push(limiter.enter(&rules, Priority::Normal).await.ok().unwrap());
+    }
+    for _ in 0..50 {
+        let wait = limiter.come_again().as_secs_f64();
+        assert!((5.0..=7.5).contains(&wait), "{wait}");
+    }
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    assert_eq!(limiter.come_again(), Duration::from_secs(1), "that was long ago");
+}
+
 /// Whatever comes and goes on however many threads: never more than the limit at once, and at the end nothing is left.
 #[test]
 fn under_many_threads_the_limit_holds() {

@@ -38,6 +38,7 @@ impl ResilienceMetrics {
     pub(crate) fn update(&self, state: &ResilienceState) {
         let _one = self.updating.lock();
         let reach = |counter: IntCounter, total: u64| counter.inc_by(total.saturating_sub(counter.get()));
+        self.circuit.reset();
         for circuit in state.circuits.all() {
             let shown = circuit.shown();
             self.circuit.with_label_values(&[&circuit.name]).set(i64::from(shown.number));

@@ -1,26 +1,28 @@
 //! One endpoint: where it is, how it does, what it carries.
 
 use super::{Health, State, speed::Speed};
-use arc_swap::ArcSwap;
+use crate::{ServiceRuntime, dns::{Dns, Name}};
+use http::HeaderValue;
+use rustls::pki_types::ServerName;
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     sync::{Arc, atomic::{AtomicU32, AtomicU64, Ordering::Relaxed}},
-    time::{Duration, Instant},
 };
 
-/// How long a resolved name is used before it is asked again.
-const RESOLVE_EVERY: Duration = Duration::from_secs(10);
-/// One host and port. Its health is live state: it outlives a configuration.
+/// One address of a target, or a target whose name has none yet. Its health is live state: it outlives a configuration.
 #[derive(Debug)]
 pub struct Endpoint {
-    /// As configured.
+    /// The target's host, as configured.
     pub host: String,
-    /// Port.
+    /// The port that is connected to.
     pub port: u16,
-    /// `host:port`, for logs and metrics.
+    /// The target as configured, `host:port`.
+    pub target: String,
+    /// `address:port`, for logs and metrics; the target while its name has no address.
     pub name: String,
-    resolved: ArcSwap<Resolved>,
-    resolving: tokio::sync::Mutex<()>,
+    at: At,
+    /// The name that its requests bear, if it is not the service's.
+    pub(super) own: Option<Own>,
     /// How it does.
     pub health: Health,
     /// How fast it answers.
@@ -32,22 +34,55 @@ pub struct Endpoint {
     next_address: AtomicU32,
 }
 
-#[derive(Debug)]
-struct Resolved {
-    addresses: Vec<SocketAddr>,
-    at: Option<Instant>,
+/// Where an endpoint is.
+#[derive(Clone)]
+pub(super) enum At {
+    Fixed(SocketAddr),
+    Unknown(Arc<Dns>, Arc<Name>),
+}
+
+impl std::fmt::Debug for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            At::Fixed(address) => address.fmt(f),
+            At::Unknown(_, name) => name.host.fmt(f),
+        }
+    }
+}
+
+/// A name for `Host` and for the server's certificate.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Own {
+    cleartext: HeaderValue,
+    tls: HeaderValue,
+    server: ServerName<'static>,
+}
+
+impl Own {
+    /// `None`: the host can not be in a field or a handshake.
+    pub(super) fn new(host: &str, port: u16) -> Option<Own> {
+        Some(Own {
+            cleartext: crate::snapshot::host_header(host, port, false)?,
+            tls: crate::snapshot::host_header(host, port, true)?,
+            server: ServerName::try_from(host.to_owned()).ok()?,
+        })
+    }
 }
 
 impl Endpoint {
-    pub(super) fn new(host: &str, port: u16) -> Endpoint {
-        let bare = host.trim_start_matches('[').trim_end_matches(']');
-        let fixed = bare.parse::<IpAddr>().ok().map(|ip| SocketAddr::new(ip, port));
+    pub(super) fn new(host: &str, port: u16, at: At, own: Option<Own>) -> Endpoint {
+        let target = if host.contains(':') && !host.starts_with('[') { format!("[{host}]:{port}") } else { format!("{host}:{port}") };
+        let (name, port) = match &at {
+            At::Fixed(address) => (address.to_string(), address.port()),
+            At::Unknown(..) => (target.clone(), port),
+        };
         Endpoint {
             host: host.to_string(),
             port,
-            name: format!("{host}:{port}"),
-            resolved: ArcSwap::from_pointee(Resolved { addresses: fixed.into_iter().collect(), at: None }),
-            resolving: tokio::sync::Mutex::new(()),
+            target,
+            name,
+            at,
+            own,
             health: Health::default(),
             speed: Speed::default(),
             left_out: AtomicU64::new(0),
@@ -56,43 +91,41 @@ impl Endpoint {
         }
     }
 
-    fn is_literal(&self) -> bool {
-        let resolved = self.resolved.load();
-        resolved.at.is_none() && !resolved.addresses.is_empty()
+    /// Whether it has an address.
+    pub(super) fn is_known(&self) -> bool {
+        matches!(self.at, At::Fixed(_))
     }
 
-    /// The addresses to try, in order. IPv4 first, since services on one machine often listen there only. A name that does not
-    /// resolve any more keeps its last addresses.
+    /// `Host` for its requests in place of the service's.
+    pub fn host_header<'a>(&'a self, service: &'a ServiceRuntime) -> &'a HeaderValue {
+        match &self.own {
+            Some(own) if service.tls.is_some() => &own.tls,
+            Some(own) => &own.cleartext,
+            None => &service.host_header,
+        }
+    }
+
+    /// The name in its TLS handshakes, if it is not the service's.
+    pub fn server_name(&self) -> Option<&ServerName<'static>> {
+        self.own.as_ref().map(|own| &own.server)
+    }
+
+    /// Where to connect to. Waits for that only if its name has never had an address, or none for a while.
     ///
-    /// Errors: the name never resolved.
-    pub async fn addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
-        let fresh = |r: &Resolved| r.at.is_some_and(|at| at.elapsed() < RESOLVE_EVERY);
-        let current = self.resolved.load_full();
-        if !self.is_literal() && !fresh(&current) {
-            let guard = self.resolving.lock().await;
-            if !fresh(&self.resolved.load()) {
-                match tokio::net::lookup_host((self.host.as_str(), self.port)).await {
-                    Ok(found) => {
-                        let mut addresses: Vec<_> = found.collect();
-                        addresses.sort_by_key(|a| a.is_ipv6());
-                        self.resolved.store(Arc::new(Resolved { addresses, at: Some(Instant::now()) }));
-                    }
-                    Err(e) if current.addresses.is_empty() => return Err(e),
-                    Err(_) => self.resolved.store(Arc::new(Resolved { addresses: current.addresses.clone(), at: Some(Instant::now()) })),
-                }
-            }
-            drop(guard);
+    /// Errors: why there is none.
+    pub async fn address(&self) -> Result<SocketAddr, String> {
+        let (dns, name) = match &self.at {
+            At::Fixed(address) => return Ok(*address),
+            At::Unknown(dns, name) => (dns, name),
+        };
+        let known = dns.known(name).await;
+        let first = known.found.first().map(|found| found.priority);
+        let usable = known.found.iter().take_while(|found| Some(found.priority) == first).count();
+        if usable == 0 {
+            return Err(known.failure().unwrap_or_else(|| "the name has no address".into()));
         }
-        let resolved = self.resolved.load();
-        let mut list = resolved.addresses.clone();
-        let v4 = list.iter().take_while(|a| a.is_ipv4()).count().max(usize::from(!list.is_empty()));
-        if v4 > 1 {
-            list[..v4].rotate_left(self.next_address.fetch_add(1, Relaxed) as usize % v4);
-        }
-        if list.is_empty() {
-            return Err(std::io::Error::new(std::io::ErrorKind::NotFound, "the name has no address"));
-        }
-        Ok(list)
+        let found = &known.found[self.next_address.fetch_add(1, Relaxed) as usize % usable];
+        Ok(SocketAddr::new(found.ip, found.port.filter(|port| *port > 0).unwrap_or(self.port)))
     }
 
     /// Whether it may be used now.

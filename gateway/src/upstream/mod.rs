@@ -4,6 +4,7 @@ mod affinity;
 mod balance;
 mod endpoint;
 mod health;
+mod members;
 mod outlier;
 mod policy;
 mod probe;
@@ -14,10 +15,11 @@ mod tests;
 
 pub use endpoint::{Endpoint, InFlight};
 pub use health::{Health, State};
+pub use members::Target;
 pub use registry::{EndpointView, Endpoints, UpstreamView};
 
-use self::{affinity::Affinity, balance::{Balancer, Member}, health::Count, policy::Policy};
-use crate::RequestContext;
+use self::{affinity::Affinity, balance::{Balancer, Member}, health::Count, members::{Members, Naming}, policy::Policy};
+use crate::{RequestContext, tls::TlsWish};
 use http::{StatusCode, request};
 use std::{sync::Arc, time::Duration};
 use weir_config::kong::{Algorithm, UpstreamSettings};
@@ -45,33 +47,37 @@ pub struct Upstream {
     /// Its name, or `host:port` of a service without one.
     pub name: String,
     algorithm: Algorithm,
-    balancer: Balancer,
-    /// Of weight 0: they get nothing, and what is under way there goes on.
-    resting: Vec<Arc<Endpoint>>,
+    members: Arc<Members>,
     policy: Policy,
     affinity: Affinity,
     compared: outlier::Compared,
+    /// For probes by TLS: the configuration, and the name of the endpoints if they have one together.
+    tls: TlsWish,
+    called: Option<String>,
 }
 
 impl Upstream {
-    /// A set that is used in turn, with the usual rules; endpoints of weight 0 get nothing.
-    pub fn new(name: String, endpoints: Vec<(Arc<Endpoint>, u32)>) -> Upstream {
-        Self::made(name, endpoints, Algorithm::RoundRobin, Policy::default(), Affinity::default())
+    /// A set that is used in turn, with the usual rules; targets of weight 0 get nothing.
+    pub fn new(name: &str, targets: Vec<Target>, endpoints: &Endpoints) -> Upstream {
+        Self::made(name, targets, Algorithm::RoundRobin, Policy::default(), Affinity::default(), Naming::default(), endpoints)
     }
 
-    /// A set with the rules of an upstream entity.
-    pub fn with_settings(settings: &UpstreamSettings, endpoints: Vec<(Arc<Endpoint>, u32)>) -> Upstream {
-        Self::made(settings.name.clone(), endpoints, settings.algorithm, Policy::new(settings), Affinity::new(settings))
+    /// A set with the rules of an upstream entity. `tls`: for probes.
+    pub fn with_settings(settings: &UpstreamSettings, targets: Vec<Target>, tls: TlsWish, endpoints: &Endpoints) -> Upstream {
+        let own = settings.host_header.is_none();
+        let naming = Naming { by_target: own, by_srv: own && settings.use_srv_name };
+        let made = Self::made(&settings.name, targets, settings.algorithm, Policy::new(settings), Affinity::new(settings), naming, endpoints);
+        Upstream { tls, called: settings.host_header.clone(), ..made }
     }
 
-    fn made(name: String, endpoints: Vec<(Arc<Endpoint>, u32)>, algorithm: Algorithm, policy: Policy, affinity: Affinity) -> Upstream {
-        let resting = endpoints.iter().filter(|(_, weight)| *weight == 0).map(|(e, _)| e.clone()).collect();
-        Upstream { name, algorithm, balancer: Balancer::new(algorithm, endpoints, policy.slots), resting, policy, affinity, compared: Default::default() }
+    fn made(name: &str, targets: Vec<Target>, algorithm: Algorithm, policy: Policy, affinity: Affinity, naming: Naming, endpoints: &Endpoints) -> Upstream {
+        let members = Members::new(name, targets, algorithm, policy.slots, policy.slow_start, naming, &endpoints.registry);
+        Upstream { name: name.to_owned(), algorithm, members, policy, affinity, compared: Default::default(), tls: TlsWish::default(), called: None }
     }
 
-    /// The endpoints that get traffic.
-    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
-        self.balancer.members.iter().map(|m| &m.endpoint)
+    /// The endpoints that get traffic now.
+    pub fn endpoints(&self) -> impl Iterator<Item = Arc<Endpoint>> + use<> {
+        self.members.set.load_full().endpoints()
     }
 
     /// What consistent hashing hashes of this request, for [`Upstream::pick_for`]; `None` with other algorithms, or if the request has
@@ -85,35 +91,42 @@ impl Upstream {
         self.pick_for(None, tried)
     }
 
-    /// The next endpoint among those that are in and not in `tried`. When fewer are in than the panic threshold wants, all count as in
-    /// but those that drain: a guess is better than a refusal. `None`: all were tried, or drain, or there are none, or health is below
-    /// the threshold under which the upstream serves nothing.
+    /// The next endpoint among those that are in and not in `tried`, of the first priority that has any. When fewer are in than the panic
+    /// threshold wants, all count as in but those that drain: a guess is better than a refusal. `None`: all were tried, or drain, or
+    /// there are none, or health is below the threshold under which the upstream serves nothing.
     pub fn pick_for(&self, hash: Option<u64>, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
+        let set = self.members.set.load();
         let policy = &self.policy;
         let untried = |e: &Arc<Endpoint>| !tried.iter().any(|t| Arc::ptr_eq(t, e));
-        if let ([only], true) = (self.balancer.members.as_slice(), policy.panic > 0 && policy.threshold == 0.0) {
+        if let ([tier], true) = (set.tiers.as_slice(), policy.panic > 0 && policy.threshold == 0.0)
+            && let [only] = tier.members.as_slice()
+        {
             return (untried(&only.endpoint) && !only.endpoint.health.is_draining()).then(|| only.endpoint.clone());
         }
-        let healthy = if policy.panic > 1 || policy.threshold > 0.0 { self.healthy_percent() } else { 100.0 };
+        let (panic, weighed) = (f64::from(policy.panic), policy.panic > 1 || policy.threshold > 0.0);
+        let healthy = if weighed { self.healthy_percent() } else { 100.0 };
         if healthy < policy.threshold {
             return None;
         }
-        if healthy >= f64::from(policy.panic) {
+        for tier in &set.tiers {
+            if weighed && self.healthy_of(tier) < panic {
+                continue;
+            }
             let share = |m: &Member| if untried(&m.endpoint) { m.endpoint.health.share(policy.slow_start) } else { 0.0 };
             // A second look where an endpoint whose time out is over was just taken by another request that tries it.
-            for _ in 0..self.balancer.members.len() {
-                let Some(chosen) = self.balancer.choose(hash, policy, &share) else { break };
-                let endpoint = &self.balancer.members[chosen].endpoint;
+            for _ in 0..tier.members.len() {
+                let Some(chosen) = tier.choose(hash, policy, &share) else { break };
+                let endpoint = &tier.members[chosen].endpoint;
                 if endpoint.health.enter(policy.fail_timeout) {
                     return Some(endpoint.clone());
                 }
             }
         }
-        if policy.panic == 0 || (healthy >= f64::from(policy.panic) && self.healthy_percent() >= f64::from(policy.panic)) {
+        if policy.panic == 0 || (healthy >= panic && self.healthy_percent() >= panic) {
             return None;
         }
         let share = |m: &Member| if untried(&m.endpoint) && !m.endpoint.health.is_draining() { 1.0 } else { 0.0 };
-        self.balancer.choose(hash, policy, &share).map(|chosen| self.balancer.members[chosen].endpoint.clone())
+        set.tiers.iter().find_map(|tier| tier.choose(hash, policy, &share).map(|chosen| tier.members[chosen].endpoint.clone()))
     }
 
     /// The algorithm as configurations spell it.
@@ -126,10 +139,14 @@ impl Upstream {
         }
     }
 
-    /// The part of the weight that is in, of what does not drain.
+    /// The part of the weight that is in, of what does not drain, where priorities differ the best of them.
     fn healthy_percent(&self) -> f64 {
+        self.members.set.load().tiers.iter().map(|tier| self.healthy_of(tier)).fold(0.0, f64::max)
+    }
+
+    fn healthy_of(&self, tier: &Balancer) -> f64 {
         let (mut healthy, mut all) = (0.0, 0.0);
-        for member in self.balancer.members.iter().filter(|m| !m.endpoint.health.is_draining()) {
+        for member in tier.members.iter().filter(|m| !m.endpoint.health.is_draining()) {
             let weight = f64::from(member.weight);
             all += weight;
             healthy += if member.endpoint.health.share(self.policy.slow_start) > 0.0 { weight } else { 0.0 };

@@ -64,7 +64,7 @@ impl Upstream {
         let least = mean - rules.success_rate_deviations * deviation;
         for (endpoint, rate) in rates {
             if rate < least {
-                self.cast_out(endpoint, "success rate below the others'");
+                self.cast_out(&endpoint, "success rate below the others'");
             }
         }
     }

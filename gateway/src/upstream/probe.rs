@@ -1,17 +1,13 @@
 //! Active checks: each endpoint of an upstream is asked every so often how it is, as long as its configuration is in force.
 
 use super::{Endpoint, State, Upstream, health::Count};
+use crate::tls::UpstreamTls;
 use bytes::Bytes;
 use futures_util::{StreamExt, stream};
 use http::{Request, StatusCode, header};
 use http_body_util::Empty;
-use hyper_rustls::ConfigBuilderExt;
 use hyper_util::rt::TokioIo;
-use rustls::{
-    ClientConfig, DigitallySignedStruct, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
-    pki_types::{CertificateDer, ServerName, UnixTime},
-};
+use rustls::pki_types::ServerName;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -30,24 +26,40 @@ pub(super) fn begin(upstream: &Arc<Upstream>) -> Option<AbortHandle> {
     if check.healthy.interval <= 0.0 && check.unhealthy.interval <= 0.0 {
         return None;
     }
-    let tls = matches!(check.kind, CheckKind::Https).then(|| TlsConnector::from(Arc::new(tls(check))));
+    // The name is each endpoint's own; a certificate that can not be used was refused with the configuration, or no service shows it.
+    let made = matches!(check.kind, CheckKind::Https).then(|| UpstreamTls::new("probe.invalid", upstream.tls.clone()));
+    let tls = match made.transpose() {
+        Ok(tls) => tls.map(|tls| TlsConnector::from(tls.config)),
+        Err(why) => {
+            tracing::warn!(upstream = upstream.name, why, "no probes by TLS can be made");
+            return None;
+        }
+    };
     Some(tokio::spawn(run(upstream.clone(), tls)).abort_handle())
 }
 
 async fn run(upstream: Arc<Upstream>, tls: Option<TlsConnector>) {
     let check = &upstream.policy.active;
-    let mut due: Vec<(Arc<Endpoint>, Instant)> = upstream.endpoints().map(|e| (e.clone(), Instant::now())).collect();
+    let mut due: Vec<(Arc<Endpoint>, Instant)> = Vec::new();
     let interval = |endpoint: &Endpoint| {
         let seconds = if endpoint.health.state() == State::Down { check.unhealthy.interval } else { check.healthy.interval };
         (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
     };
     loop {
         let now = Instant::now();
+        let changed = upstream.members.changed.notified();
+        let current: Vec<_> = upstream.endpoints().collect();
+        due.retain(|(endpoint, _)| current.iter().any(|e| Arc::ptr_eq(e, endpoint)));
+        for endpoint in current {
+            if !due.iter().any(|(e, _)| Arc::ptr_eq(e, &endpoint)) {
+                due.push((endpoint, now));
+            }
+        }
         let ready = due.iter().filter(|(endpoint, at)| *at <= now && interval(endpoint).is_some()).map(|(endpoint, _)| endpoint);
         let (upstream_ref, tls_ref) = (&upstream, &tls);
         stream::iter(ready.cloned().collect::<Vec<_>>())
             .for_each_concurrent(check.concurrency.max(1) as usize, async move |endpoint| {
-                let found = ask(check, tls_ref.as_ref(), &endpoint).await;
+                let found = ask(upstream_ref, tls_ref.as_ref(), &endpoint).await;
                 upstream_ref.probed(&endpoint, found);
             })
             .await;
@@ -57,7 +69,10 @@ async fn run(upstream: Arc<Upstream>, tls: Option<TlsConnector>) {
             *at = done + interval(endpoint).unwrap_or(Duration::from_secs(1));
         }
         let next = due.iter().map(|(_, at)| *at).min().unwrap_or(done + Duration::from_secs(1));
-        tokio::time::sleep_until(next.into()).await;
+        tokio::select! {
+            () = tokio::time::sleep_until(next.into()) => {}
+            () = changed => {}
+        }
     }
 }
 
@@ -69,32 +84,46 @@ enum Found {
     Late,
 }
 
-async fn ask(check: &ActiveCheck, tls: Option<&TlsConnector>, endpoint: &Endpoint) -> Found {
+async fn ask(upstream: &Upstream, tls: Option<&TlsConnector>, endpoint: &Endpoint) -> Found {
+    let check = &upstream.policy.active;
     let timeout = if check.timeout > 0.0 { Duration::from_secs_f64(check.timeout) } else { Duration::from_secs(1) };
-    match tokio::time::timeout(timeout, ask_now(check, tls, endpoint)).await {
+    match tokio::time::timeout(timeout, ask_now(upstream, tls, endpoint)).await {
         Ok(found) => found.unwrap_or(Found::Refused),
         Err(_) => Found::Late,
     }
 }
 
 /// `None`: no connection, or no answer by it.
-async fn ask_now(check: &ActiveCheck, tls: Option<&TlsConnector>, endpoint: &Endpoint) -> Option<Found> {
-    let addresses = endpoint.addresses().await.ok()?;
-    let stream = TcpStream::connect(&addresses[..]).await.ok()?;
+async fn ask_now(upstream: &Upstream, tls: Option<&TlsConnector>, endpoint: &Endpoint) -> Option<Found> {
+    let (check, called) = (&upstream.policy.active, upstream.called.as_ref());
+    let stream = TcpStream::connect(endpoint.address().await.ok()?).await.ok()?;
     match (check.kind, tls) {
         (CheckKind::Https, Some(tls)) => {
-            let name = check.https_sni.clone().unwrap_or_else(|| endpoint.host.clone());
-            let stream = tls.connect(ServerName::try_from(name).ok()?, stream).await.ok()?;
-            status(check, endpoint, stream).await
+            let named = check.https_sni.as_ref().or(called).map(|name| ServerName::try_from(bare(name).to_owned()));
+            let name = match (named, endpoint.server_name()) {
+                (Some(name), _) => name.ok()?,
+                (None, Some(own)) => own.clone(),
+                (None, None) => ServerName::try_from(bare(&endpoint.host).to_owned()).ok()?,
+            };
+            let stream = tls.connect(name, stream).await.ok()?;
+            status(check, check.https_sni.as_ref().or(called).unwrap_or(&endpoint.target), stream).await
         }
-        (CheckKind::Http, _) => status(check, endpoint, stream).await,
+        (CheckKind::Http, _) => status(check, called.unwrap_or(&endpoint.target), stream).await,
         _ => Some(Found::Connected),
     }
 }
 
-async fn status(check: &ActiveCheck, endpoint: &Endpoint, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Option<Found> {
+/// A host without its port or brackets.
+fn bare(host: &str) -> &str {
+    match host.strip_prefix('[') {
+        Some(rest) => rest.split(']').next().unwrap_or(rest),
+        None if host.matches(':').count() == 1 => host.split(':').next().unwrap_or(host),
+        None => host,
+    }
+}
+
+async fn status(check: &ActiveCheck, host: &str, stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Option<Found> {
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.ok()?;
-    let host = check.https_sni.as_ref().filter(|_| check.kind == CheckKind::Https).unwrap_or(&endpoint.name);
     let mut request = Request::get(&check.http_path).header(header::USER_AGENT, concat!("weir/", env!("CARGO_PKG_VERSION"), " (health check)"));
     let named = |name: &str| check.headers.keys().any(|n| n.eq_ignore_ascii_case(name));
     if !named("host") {
@@ -108,11 +137,14 @@ async fn status(check: &ActiveCheck, endpoint: &Endpoint, stream: impl AsyncRead
     }
     let request = request.body(Empty::<Bytes>::new()).ok()?;
     // The connection ends with the probe: its body is not wanted.
-    tokio::select! {
+    let mut answer = std::pin::pin!(sender.send_request(request));
+    let answer = tokio::select! {
         biased;
-        answer = sender.send_request(request) => Some(Found::Status(answer.ok()?.status())),
-        _ = connection => None,
-    }
+        answer = &mut answer => answer,
+        // It may have ended with the answer.
+        _ = connection => answer.await,
+    };
+    Some(Found::Status(answer.ok()?.status()))
 }
 
 impl Upstream {
@@ -142,50 +174,5 @@ impl Upstream {
         if endpoint.health.probed_well(self.policy.active.healthy.successes, self.policy.slow_start) {
             tracing::info!(upstream = self.name, endpoint = endpoint.name, "probes find the endpoint well again");
         }
-    }
-}
-
-fn tls(check: &ActiveCheck) -> ClientConfig {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder = || ClientConfig::builder_with_provider(provider.clone()).with_safe_default_protocol_versions().expect("the provider knows TLS 1.2 and 1.3");
-    if !check.https_verify_certificate {
-        let verifier = Arc::new(Unverified(provider.signature_verification_algorithms.supported_schemes()));
-        return builder().dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
-    }
-    match builder().with_native_roots() {
-        Ok(config) => config.with_no_client_auth(),
-        Err(error) => {
-            tracing::warn!(%error, "no root certificates: https probes can not be verified");
-            builder().with_root_certificates(rustls::RootCertStore::empty()).with_no_client_auth()
-        }
-    }
-}
-
-/// For `https_verify_certificate: false`: a probe tells nothing secret.
-#[derive(Debug)]
-struct Unverified(Vec<SignatureScheme>);
-
-impl ServerCertVerifier for Unverified {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn verify_tls13_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Ok(HandshakeSignatureValid::assertion())
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.clone()
     }
 }

@@ -1,20 +1,48 @@
 //! Endpoints that outlive a configuration, the upstreams in force, and what an operator sees and says of them.
 
-use super::{Endpoint, State, Upstream, probe};
+use super::{Endpoint, State, Upstream, endpoint::{At, Own}, probe};
+use crate::dns::{Dns, NameView};
 use dashmap::DashMap;
 use parking_lot::Mutex;
 use serde::Serialize;
 use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
     sync::{Arc, Weak, atomic::Ordering::Relaxed},
 };
 use tokio::task::AbortHandle;
 
-/// All endpoints that a configuration in use names, by upstream, host and port. The health of an endpoint is that of its upstream: two
-/// upstreams may judge the same host differently.
+/// All endpoints that a configuration in use names, by upstream, target and address. The health of an endpoint is that of its upstream:
+/// two upstreams may judge the same host differently.
 #[derive(Default)]
 pub struct Endpoints {
-    known: DashMap<(String, String, u16), Weak<Endpoint>>,
+    pub(super) registry: Arc<Registry>,
     in_force: Mutex<InForce>,
+}
+
+/// The endpoints themselves, and the names that they have their addresses from.
+#[derive(Default)]
+pub(super) struct Registry {
+    known: DashMap<Key, Weak<Endpoint>>,
+    pub(super) dns: Arc<Dns>,
+}
+
+/// Upstream, host and port as configured, address and port.
+type Key = (String, String, u16, Option<SocketAddr>);
+
+impl Registry {
+    /// The endpoint of an upstream, made on first use, and anew when its requests are to bear another name.
+    pub(super) fn get(&self, upstream: &str, host: &str, port: u16, at: At, own: Option<Own>) -> Arc<Endpoint> {
+        let address = if let At::Fixed(address) = at { Some(address) } else { None };
+        let key = (upstream.to_string(), host.to_string(), port, address);
+        if let Some(known) = self.known.get(&key).and_then(|e| e.upgrade()).filter(|known| known.own == own) {
+            return known;
+        }
+        self.known.retain(|_, endpoint| endpoint.strong_count() > 0);
+        let made = Arc::new(Endpoint::new(host, port, at, own));
+        self.known.insert(key, Arc::downgrade(&made));
+        made
+    }
 }
 
 #[derive(Default)]
@@ -26,8 +54,12 @@ struct InForce {
 /// An endpoint, for the admin port.
 #[derive(Debug, Clone, Serialize)]
 pub struct EndpointView {
-    /// `host:port`.
+    /// `host:port` as configured.
     pub target: String,
+    /// Address and port; the target again while its name has none.
+    pub address: String,
+    /// 0 is asked first; others when none before them is in.
+    pub priority: usize,
     /// Its weight; 0: it gets nothing.
     pub weight: u32,
     /// `up`, `slow-start`, `down` or `draining`.
@@ -53,6 +85,9 @@ pub struct UpstreamView {
     pub healthy_percent: f64,
     /// Its endpoints.
     pub endpoints: Vec<EndpointView>,
+    /// The names of its targets.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub names: BTreeMap<String, NameView>,
 }
 
 impl EndpointView {
@@ -63,16 +98,9 @@ impl EndpointView {
 }
 
 impl Endpoints {
-    /// The endpoint of an upstream, made on first use.
-    pub fn get(&self, upstream: &str, host: &str, port: u16) -> Arc<Endpoint> {
-        let key = (upstream.to_string(), host.to_string(), port);
-        if let Some(known) = self.known.get(&key).and_then(|e| e.upgrade()) {
-            return known;
-        }
-        self.known.retain(|_, endpoint| endpoint.strong_count() > 0);
-        let made = Arc::new(Endpoint::new(host, port));
-        self.known.insert(key, Arc::downgrade(&made));
-        made
+    /// The names.
+    pub fn dns(&self) -> &Arc<Dns> {
+        &self.registry.dns
     }
 
     /// The upstreams of the configuration that is in force from now on. Active checks of those before end, and theirs begin, at once
@@ -90,7 +118,7 @@ impl Endpoints {
             let mut in_force = self.in_force.lock();
             for upstream in &unique {
                 if let Some(before) = in_force.upstreams.iter().find(|u| u.name == upstream.name) {
-                    let known = |e: &Arc<Endpoint>| before.endpoints().any(|b| Arc::ptr_eq(b, e));
+                    let known = |e: &Arc<Endpoint>| before.endpoints().any(|b| Arc::ptr_eq(&b, e));
                     // One that comes to others begins slowly.
                     upstream.endpoints().filter(|e| !known(e)).for_each(|e| e.health.warm(upstream.policy.slow_start));
                 }
@@ -103,8 +131,9 @@ impl Endpoints {
         }
     }
 
-    /// Begins the active checks of the upstreams in force. To be called within a runtime that lives as long as the program.
+    /// Begins the active checks of the upstreams in force, and to look names up. To be called within a runtime that lives as long as the program.
     pub fn watch(&self) {
+        self.registry.dns.run();
         let mut in_force = self.in_force.lock();
         if in_force.probes.is_empty() {
             in_force.probes = in_force.upstreams.iter().filter_map(probe::begin).collect();
@@ -113,8 +142,10 @@ impl Endpoints {
 
     /// Everything known of the upstreams in force.
     pub fn view(&self) -> Vec<UpstreamView> {
-        let view = |endpoint: &Arc<Endpoint>, weight: u32| EndpointView {
-            target: endpoint.name.clone(),
+        let view = |endpoint: &Arc<Endpoint>, priority: usize, weight: u32| EndpointView {
+            target: endpoint.target.clone(),
+            address: endpoint.name.clone(),
+            priority,
             weight,
             state: if weight == 0 { State::Draining.word() } else { endpoint.health.state().word() },
             reason: if weight == 0 { "its weight is 0".into() } else { endpoint.health.reason() },
@@ -123,30 +154,39 @@ impl Endpoints {
             latency_ms: endpoint.speed.average().map(|d| d.as_secs_f64() * 1000.0),
         };
         let in_force = self.in_force.lock();
-        let upstream = |u: &Arc<Upstream>| UpstreamView {
-            name: u.name.clone(),
-            algorithm: u.algorithm_name(),
-            healthy_percent: u.healthy_percent(),
-            endpoints: u.balancer.members.iter().map(|m| view(&m.endpoint, m.weight)).chain(u.resting.iter().map(|e| view(e, 0))).collect(),
+        let names = self.registry.dns.view();
+        let upstream = |u: &Arc<Upstream>| {
+            let set = u.members.set.load();
+            let used = set.tiers.iter().enumerate().flat_map(|(at, tier)| tier.members.iter().map(move |m| (at, m)));
+            UpstreamView {
+                name: u.name.clone(),
+                algorithm: u.algorithm_name(),
+                healthy_percent: u.healthy_percent(),
+                endpoints: used.map(|(at, m)| view(&m.endpoint, at, m.weight)).chain(set.resting.iter().map(|e| view(e, 0, 0))).collect(),
+                names: u.members.names().filter_map(|name| Some((name.host.clone(), names.get(&name.host)?.clone()))).collect(),
+            }
         };
         in_force.upstreams.iter().map(upstream).collect()
     }
 
-    /// Says of a target of an upstream in force what it is: `healthy` (what was counted is forgotten, draining ends), `unhealthy` (until
+    /// Says of a target of an upstream in force, or of one of its addresses, what it is: `healthy` (what was counted is forgotten, draining ends), `unhealthy` (until
     /// a probe or an operator says otherwise) or `draining` (no new requests; those under way go on).
     ///
     /// Errors: what of it is not known.
     pub fn set(&self, upstream: &str, target: &str, state: &str) -> Result<(), String> {
         let in_force = self.in_force.lock();
         let Some(upstream) = in_force.upstreams.iter().find(|u| u.name == upstream) else { return Err(format!("there is no upstream `{upstream}`")) };
-        let mut found = upstream.endpoints().chain(&upstream.resting).filter(|e| e.name == target).peekable();
+        let resting = upstream.members.set.load().resting.clone();
+        // What stands for a name remembers what was said of it, for the addresses that it will have.
+        let all = upstream.endpoints().chain(resting).chain(upstream.members.firsts().filter(|e| !e.is_known()).cloned());
+        let mut found = all.filter(|e| e.name == target || e.target == target).peekable();
         if found.peek().is_none() {
             return Err(format!("the upstream `{}` has no target `{target}`", upstream.name));
         }
         for endpoint in found {
             match state {
                 "healthy" => endpoint.health.up(upstream.policy.slow_start),
-                "unhealthy" => upstream.left_out(endpoint, endpoint.health.down("an operator said so"), "an operator said so"),
+                "unhealthy" => upstream.left_out(&endpoint, endpoint.health.down("an operator said so"), "an operator said so"),
                 "draining" => endpoint.health.drain("an operator said so"),
                 _ => return Err(format!("`{state}` is none of healthy, unhealthy and draining")),
             }

@@ -2,24 +2,23 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::HashMap;
 
-fn endpoints(weights: &[u32]) -> Vec<(Arc<Endpoint>, u32)> {
-    let all = Endpoints::default();
-    weights.iter().enumerate().map(|(i, w)| (all.get("u", "127.0.0.1", 1000 + i as u16), *w)).collect()
+fn targets(weights: &[u32]) -> Vec<Target> {
+    weights.iter().zip(1000..).map(|(weight, port)| Target { host: "127.0.0.1".into(), port, weight: *weight }).collect()
 }
 
 fn upstream(weights: &[u32]) -> Upstream {
-    Upstream::new("u".into(), endpoints(weights))
+    Upstream::new("u", targets(weights), &Endpoints::default())
 }
 
 /// An upstream with these settings, as JSON.
 fn set(weights: &[u32], settings: serde_json::Value) -> Upstream {
     let mut all = serde_json::json!({ "name": "u" });
     all.as_object_mut().unwrap().extend(settings.as_object().unwrap().clone());
-    Upstream::with_settings(&serde_json::from_value(all).unwrap(), endpoints(weights))
+    Upstream::with_settings(&serde_json::from_value(all).unwrap(), targets(weights), TlsWish::default(), &Endpoints::default())
 }
 
 fn at(u: &Upstream, index: usize) -> Arc<Endpoint> {
-    u.endpoints().nth(index).unwrap().clone()
+    u.endpoints().nth(index).unwrap()
 }
 
 fn picked(u: &Upstream, hash: Option<u64>) -> usize {
@@ -210,26 +209,19 @@ fn bounded_loads_send_on_what_is_too_much_for_one() {
     }
 }
 
-#[tokio::test]
-async fn names_resolve_and_literals_do_not_ask() {
-    let all = Endpoints::default();
-    assert_eq!(all.get("u", "::1", 80).addresses().await.unwrap(), ["[::1]:80".parse().unwrap()]);
-    assert!(all.get("u", "localhost", 80).addresses().await.unwrap().contains(&"127.0.0.1:80".parse().unwrap()));
-    assert!(all.get("u", "no-such-host.invalid", 80).addresses().await.is_err());
-}
-
 #[test]
 fn health_outlives_a_configuration_and_is_an_upstreams_own() {
     let all = Endpoints::default();
-    let (one, same, other) = (all.get("u", "127.0.0.1", 1), all.get("u", "127.0.0.1", 1), all.get("v", "127.0.0.1", 1));
-    assert!(Arc::ptr_eq(&one, &same) && !Arc::ptr_eq(&one, &other));
+    let of = |name: &str| Upstream::new(name, targets(&[1]), &all);
+    let (before, after, other) = (of("u"), of("u"), of("v"));
+    assert!(Arc::ptr_eq(&at(&before, 0), &at(&after, 0)) && !Arc::ptr_eq(&at(&before, 0), &at(&other, 0)));
 }
 
 #[test]
 fn an_operator_says_what_an_endpoint_is() {
     let all = Endpoints::default();
-    let u = Arc::new(Upstream::new("u".into(), vec![(all.get("u", "127.0.0.1", 1), 1), (all.get("u", "127.0.0.1", 2), 0)]));
-    all.put_in_force([u]);
+    let target = |port, weight| Target { host: "127.0.0.1".into(), port, weight };
+    all.put_in_force([Arc::new(Upstream::new("u", vec![target(1, 1), target(2, 0)], &all))]);
     let states = || -> Vec<&str> { all.view()[0].endpoints.iter().map(|e| e.state).collect() };
     assert_eq!(states(), ["up", "draining"]);
     for (said, shown) in [("unhealthy", "down"), ("healthy", "up"), ("draining", "draining"), ("healthy", "up")] {
@@ -237,6 +229,81 @@ fn an_operator_says_what_an_endpoint_is() {
         assert_eq!(states(), [shown, "draining"]);
     }
     assert!(all.set("u", "127.0.0.1:3", "healthy").is_err() && all.set("w", "127.0.0.1:1", "healthy").is_err());
+}
+
+/// An address with priority, port and weight of an SRV record.
+fn found(ip: &str, priority: u16, port: u16, weight: u16) -> crate::dns::Found {
+    crate::dns::Found { priority, ip: ip.parse().unwrap(), port: Some(port), weight: Some(weight), srv_name: None }
+}
+
+fn plain(ip: &str) -> crate::dns::Found {
+    crate::dns::Found { port: None, weight: None, ..found(ip, 0, 0, 0) }
+}
+
+fn of_name(all: &Endpoints, host: &str) -> (Upstream, Arc<crate::dns::Name>) {
+    (Upstream::new("u", vec![Target { host: host.into(), port: 80, weight: 7 }], all), all.dns().name(host))
+}
+
+fn names(u: &Upstream) -> Vec<String> {
+    u.endpoints().map(|e| e.name.clone()).collect()
+}
+
+#[test]
+fn addresses_come_and_go_and_those_that_stay_keep_their_health() {
+    let all = Endpoints::default();
+    let (u, name) = of_name(&all, "shop.test");
+    assert_eq!(names(&u), ["shop.test:80"], "what stands for a name that is not known yet");
+    name.teach(vec![plain("10.0.0.1"), plain("10.0.0.2")]);
+    assert_eq!(names(&u), ["10.0.0.1:80", "10.0.0.2:80"]);
+    let stays = at(&u, 1);
+    fail(&u, 1, 3);
+    assert_eq!((0..4).map(|_| u.pick(&[]).unwrap().name.clone()).collect::<Vec<_>>(), ["10.0.0.1:80"; 4]);
+    name.teach(vec![plain("10.0.0.2"), plain("10.0.0.3")]);
+    assert_eq!(names(&u), ["10.0.0.2:80", "10.0.0.3:80"]);
+    assert!(Arc::ptr_eq(&stays, &at(&u, 0)) && !stays.is_up());
+    assert_eq!(u.pick(&[]).unwrap().name, "10.0.0.3:80");
+    // A configuration that names it again begins with what is known.
+    assert_eq!(names(&of_name(&all, "Shop.Test").0), ["10.0.0.2:80", "10.0.0.3:80"]);
+}
+
+#[test]
+fn srv_priorities_are_used_one_after_the_other_by_weight() {
+    let all = Endpoints::default();
+    let (u, name) = of_name(&all, "_web._tcp.test");
+    name.teach(vec![found("10.0.0.9", 20, 90, 0), found("10.0.0.1", 10, 81, 3), found("10.0.0.2", 10, 82, 1)]);
+    let picks = |count: usize| -> HashMap<u16, usize> {
+        (0..count).fold(HashMap::new(), |mut counts, _| {
+            *counts.entry(u.pick(&[]).unwrap().port).or_default() += 1;
+            counts
+        })
+    };
+    assert_eq!(picks(40), HashMap::from([(81, 30), (82, 10)]));
+    let (first, second) = (at(&u, 0), at(&u, 1));
+    assert_eq!(u.pick(&[first.clone(), second.clone()]).unwrap().port, 90, "a retry goes on to the next priority");
+    first.health.down("test");
+    assert_eq!(picks(4), HashMap::from([(82, 4)]));
+    second.health.down("test");
+    assert_eq!(picks(4), HashMap::from([(90, 4)]), "one of weight 0 is used too");
+    at(&u, 2).health.down("test");
+    assert!(u.pick(&[]).is_some(), "when nobody is in, all are tried");
+}
+
+#[test]
+fn one_that_joins_others_begins_slowly_and_a_target_that_drains_does_so_with_all_its_addresses() {
+    let all = Endpoints::default();
+    let settings = serde_json::from_value(serde_json::json!({ "name": "u", "slow_start": "1h" })).unwrap();
+    let u = Arc::new(Upstream::with_settings(&settings, vec![Target { host: "a.test".into(), port: 80, weight: 1 }], TlsWish::default(), &all));
+    let name = all.dns().name("a.test");
+    name.teach(vec![plain("10.0.0.1")]);
+    name.teach(vec![plain("10.0.0.1"), plain("10.0.0.2")]);
+    assert_eq!([0, 1].map(|i| at(&u, i).health.state()), [State::Up, State::SlowStart]);
+    all.put_in_force([u.clone()]);
+    all.set("u", "a.test:80", "draining").unwrap();
+    name.teach(vec![plain("10.0.0.2"), plain("10.0.0.3")]);
+    assert_eq!([0, 1].map(|i| at(&u, i).health.state()), [State::Draining; 2]);
+    all.set("u", "a.test:80", "healthy").unwrap();
+    name.teach(vec![plain("10.0.0.4")]);
+    assert_ne!(at(&u, 0).health.state(), State::Draining);
 }
 
 fn hashed(weights: &[u32]) -> Upstream {

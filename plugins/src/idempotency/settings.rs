@@ -19,6 +19,10 @@ use weir_config::{Diagnostic, Millis, Node, Size};
 /// dies before frees the key after its `lease`; one that dies later leaves an unknown outcome. 409, 422 and 503 tell their reason in `X-Weir-Reason`:
 /// `in-flight`, `unknown`, `too-large`, `mismatch`, `store-away`, or `store-lost` after the store came back without its memory (a Redis without a
 /// disk that was started anew): for one `ttl`, a key that it does not know may have been used.
+///
+/// A replica of Redis that becomes the primary goes on with the keys that it has. Redis passes writes on after it has confirmed them, so those of the
+/// last moment before a crash can be missing there, and their keys pass for new ones. Where even that must not be, give the ledger one Redis with
+/// a disk (`appendfsync always`) in place of a failover; `min-replicas-to-write` makes the moment short.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
