@@ -190,6 +190,13 @@ impl Node {
             }
     }
 
+    /// Whether the value at this place has an error that is reported already.
+    pub(crate) fn is_broken_at(&self, span: &Span) -> bool {
+        (self.0.source.broken && self.span() == span)
+            || self.items().iter().any(|item| item.is_broken_at(span))
+            || self.entries().iter().any(|(_, value)| value.is_broken_at(span))
+    }
+
     /// `a number`, `a list`, …: for messages.
     pub(crate) fn describe(&self) -> &'static str {
         match self.kind() {

@@ -269,6 +269,15 @@ fn what_is_probably_not_meant_is_warned_of() {
 }
 
 #[test]
+fn a_variable_that_is_not_set_is_said_once() {
+    let outcome = check(
+        "_format_version: '3.0'\nservices:\n- name: a\n  url: http://a\n  routes: [{name: r, paths: [/]}]\n  plugins:\n  - name: request-transformer\n    config: {add: {headers: ['x-secret:${NOT_SET_ANYWHERE}', ':x']}}\n",
+    );
+    let errors: Vec<&str> = outcome.out.lines().filter(|line| line.contains(": error: ")).collect();
+    assert!(errors.len() == 2 && errors[0].contains("`NOT_SET_ANYWHERE` is not set") && errors[1].contains("the name is missing"), "{}", outcome.out);
+}
+
+#[test]
 fn kongs_usual_files_are_read_without_an_error() {
     // As the tools of a backend in a box write it, with expressions in headers.
     let outcome = check(

@@ -65,7 +65,11 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, scope: &Scope, draft: &mut Dra
     fields.finish();
     let Some(name) = name else { return };
     let Some(canonical) = known(cx, &name) else { return };
-    cx.extend(cx.catalog.check(canonical, &config));
+    let mut found = cx.catalog.check(canonical, &config);
+    if config.has_broken_part() {
+        found.retain(|diagnostic| !config.is_broken_at(&diagnostic.span));
+    }
+    cx.extend(found);
     cx.files.borrow_mut().extend(cx.catalog.files(canonical, &config));
     draft.plugins.push(PluginDraft {
         entry: PluginEntry {

@@ -152,6 +152,7 @@ fn path(cx: &Context<'_>, path: Spanned<String>, format: (u16, u16)) -> Option<P
     if !text.starts_with('/') {
         let anchored = regex && text.starts_with("^/");
         let hint = match (anchored, regex, format.0 >= 3) {
+            (_, _, false) if text.starts_with("~/") => "`~` marks a regex in format 3.0; in this one remove it".to_string(),
             (true, ..) => "a regex path is anchored anyway: remove the `^`".to_string(),
             (_, true, true) => "a regex path begins with `~/`".to_string(),
             _ if text.chars().count() <= 40 && !text.is_empty() => format!("write `/{text}`"),
