@@ -229,7 +229,7 @@ fn status(control: &dyn Control) -> Value {
         .view()
         .iter()
         .flat_map(|u| &u.endpoints)
-        .map(|e| json!({ "endpoint": e.target, "up": e.is_in_use(), "in_flight": e.in_flight }))
+        .map(|e| json!({ "endpoint": e.address, "up": e.is_in_use(), "in_flight": e.in_flight }))
         .collect();
     json!({
         "version": env!("CARGO_PKG_VERSION"),

@@ -62,12 +62,13 @@ fn environment(store: Store, document: &Document) -> Arc<Environment> {
         trust: document.store.trust_memory.get(),
         ..EngineOptions::default()
     };
+    let endpoints = Endpoints::default();
     Arc::new(Environment {
         cache: Engine::new(store.clone(), options),
         store,
-        client: OwnClient::new(),
+        client: OwnClient::new(endpoints.dns()),
         metrics: Arc::new(Metrics::new()),
-        endpoints: Endpoints::default(),
+        endpoints,
         resilience: Default::default(),
     })
 }

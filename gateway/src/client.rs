@@ -1,16 +1,53 @@
 //! The client for Weir's own calls: auth service, key sets, log sinks. Not for requests that are forwarded.
 
+use crate::dns::Dns;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::{BodyExt, Full, Limited};
 use hyper_rustls::HttpsConnector;
-use hyper_util::{client::legacy::{Client, connect::HttpConnector}, rt::TokioExecutor};
-use std::time::Duration;
+use hyper_util::{
+    client::legacy::{Client, connect::{HttpConnector, dns::Name}},
+    rt::TokioExecutor,
+};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tower_service::Service;
 
 /// A pooled HTTP/1.1 and HTTP/2 client that verifies certificates against the system's roots.
 #[derive(Clone)]
 pub struct OwnClient {
-    inner: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    inner: Client<HttpsConnector<HttpConnector<Names>>, Full<Bytes>>,
+}
+
+/// Addresses for hyper's connector.
+#[derive(Clone)]
+struct Names(Arc<Dns>);
+
+impl Service<Name> for Names {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = std::io::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, Self::Error>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let dns = self.0.clone();
+        Box::pin(async move {
+            let known = dns.known(&dns.name(name.as_str())).await;
+            if known.found.is_empty() {
+                return Err(std::io::Error::other(known.failure().unwrap_or_else(|| "the name has no address".into())));
+            }
+            // A port of an SRV record counts where the URL has none.
+            Ok(known.found.iter().map(|found| SocketAddr::new(found.ip, found.port.unwrap_or(0))).collect::<Vec<_>>().into_iter())
+        })
+    }
 }
 
 /// Why an own call failed.
@@ -27,27 +64,17 @@ pub enum CallError {
     TooLong(usize),
 }
 
-impl Default for OwnClient {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl OwnClient {
     /// A new client. Without system roots, `https` calls fail, `http` calls work.
-    pub fn new() -> OwnClient {
-        let builder = hyper_rustls::HttpsConnectorBuilder::new();
-        let connector = match builder.with_native_roots() {
-            Ok(builder) => builder.https_or_http().enable_http1().enable_http2().build(),
-            Err(_) => hyper_rustls::HttpsConnectorBuilder::new()
-                .with_tls_config(
-                    rustls_without_roots(),
-                )
-                .https_or_http()
-                .enable_http1()
-                .enable_http2()
-                .build(),
+    pub fn new(dns: &Arc<Dns>) -> OwnClient {
+        let mut http = HttpConnector::new_with_resolver(Names(dns.clone()));
+        http.enforce_http(false);
+        let builder = hyper_rustls::HttpsConnectorBuilder::new;
+        let builder = match builder().with_native_roots() {
+            Ok(ready) => ready,
+            Err(_) => builder().with_tls_config(rustls_without_roots()),
         };
+        let connector = builder.https_or_http().enable_http1().enable_http2().wrap_connector(http);
         OwnClient { inner: Client::builder(TokioExecutor::new()).pool_idle_timeout(Duration::from_secs(30)).build(connector) }
     }
 

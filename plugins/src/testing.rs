@@ -45,7 +45,8 @@ pub(crate) struct Rig {
 
 pub(crate) fn environment(store: Store) -> Arc<Environment> {
     let cache = weir_cache::Engine::new(store.clone(), weir_cache::EngineOptions::default());
-    Arc::new(Environment { store, cache, client: OwnClient::new(), metrics: Arc::new(Metrics::new()), endpoints: Endpoints::default(), resilience: Default::default() })
+    let endpoints = Endpoints::default();
+    Arc::new(Environment { store, cache, client: OwnClient::new(endpoints.dns()), metrics: Arc::new(Metrics::new()), endpoints, resilience: Default::default() })
 }
 
 pub(crate) fn entry(name: &str, config: &str) -> PluginEntry {

@@ -269,3 +269,15 @@ async fn requests_bear_the_name_of_their_target() {
     assert_eq!(host("/plain"), "plain");
     assert_eq!(host("/kept"), "client.test");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_weir_calls_itself_is_looked_up_there_too() {
+    let server = NameServer::start().await;
+    let (a, sink) = (named("a").await, named("sink").await);
+    server.set("log.test", 60, vec![address("127.0.0.1")]);
+    let plugins = json!([{ "name": "http-log", "config": { "http_endpoint": format!("http://log.test:{}/in", sink.address().port()) } }]);
+    let weir = Weir::start(&config(&server, json!({}), json!([])).service("a", &a.url(), "/", plugins)).await;
+    assert_eq!(said(&weir).await, "a");
+    eventually("the log arrives", async || (sink.hits("/in") > 0).then_some(())).await;
+    assert!(server.asked("log.test", "A") > 0);
+}

@@ -55,7 +55,8 @@ fn compile(plugins: &str) -> Result<Snapshot, String> {
     let document = loaded.document.ok_or_else(|| loaded.diagnostics.to_string())?;
     let store = Store::memory();
     let cache = weir_cache::Engine::new(store.clone(), weir_cache::EngineOptions::default());
-    let environment = Arc::new(Environment { store, cache, client: OwnClient::new(), metrics: Arc::new(Metrics::new()), endpoints: Endpoints::default(), resilience: Default::default() });
+    let endpoints = Endpoints::default();
+    let environment = Arc::new(Environment { store, cache, client: OwnClient::new(endpoints.dns()), metrics: Arc::new(Metrics::new()), endpoints, resilience: Default::default() });
     Snapshot::compile(&document, &Tags, &environment).map_err(|errors| errors.iter().map(ToString::to_string).collect())
 }
 
