@@ -5,13 +5,13 @@ use crate::{
     response_cache::{self, ResponseCache, Rules},
     wrong,
 };
-use http::{HeaderName, header, request, response};
+use http::{HeaderName, Uri, header, request, response};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{sync::Arc, time::Duration};
-use weir_cache::{Freshness, NotForCache, Policy};
+use weir_cache::{Freshness, NotForCache, Policy, Purge};
 use weir_config::{Diagnostic, Encoding, Node};
-use weir_gateway::{BuildEnv, Flow, Phases, Plugin, RequestContext};
+use weir_gateway::{BuildEnv, Flow, Phases, Plugin, RequestContext, RouteRuntime};
 
 /// Keeps answers in the one cache engine (see `response-cache`, which has more to set): in memory and in the store that Weir is configured with,
 /// one fetch for each key however many ask. `X-Cache-Status` is `HIT`, `MISS`, `STALE`, `BYPASS` or `REFRESH` (Kong writes them as `Hit`, …), `X-Cache-Key` the key in
@@ -285,7 +285,7 @@ impl ProxyCache {
 
 impl Plugin for ProxyCache {
     fn phases(&self) -> Phases {
-        self.cache.phases() | Phases::FROM_UPSTREAM
+        self.cache.phases() | Phases::FROM_UPSTREAM | Phases::RESPONSE
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
@@ -313,9 +313,12 @@ impl Plugin for ProxyCache {
         }
     }
 
-    fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
+    fn response(&self, cx: &mut RequestContext, _: &mut response::Parts) {
         cx.hidden.extend(self.hidden.iter().cloned());
-        self.cache.response(cx, res);
+    }
+
+    fn holds(&self, route: &RouteRuntime, host: &str, uri: &Uri) -> Option<Purge> {
+        self.cache.holds(route, host, uri)
     }
 }
 
