@@ -55,7 +55,8 @@ pub struct Config {
     /// Fetches for the cache at once, each Weir for itself; others wait or get what is stale. Default: no limit. (Kong has no such setting.)
     #[schemars(range(min = 1))]
     pub max_fills: Option<u32>,
-    /// In which encodings answers that compress well are kept besides the plain one, made once in the background. Empty: none. (Kong has no such setting.)
+    /// In which encodings answers that compress well may be kept besides the plain one; each is made once, in the background, when it is first asked
+    /// for. Empty: none. (Kong has no such setting.)
     pub encodings: Vec<Encoding>,
 }
 

@@ -24,6 +24,10 @@ use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, RequestContext, 
 pub struct Config {
     /// How long an answer is fresh that does not say so itself, and the most where it does.
     pub ttl: Millis,
+    /// Keep only answers that say themselves how long they are good for (RFC 9111), so long, and `ttl` at the most.
+    pub explicit_only: bool,
+    /// Whether `Cache-Control` of requests counts (RFC 9111 section 5.2.1). Callers can then make the service work.
+    pub honour_request: bool,
     /// Statuses that are stored.
     pub statuses: Vec<u16>,
     /// Largest body that is stored.
@@ -53,7 +57,8 @@ pub struct Config {
     /// Fetches for the cache of this route (or service) at once, each Weir for itself; others wait or get what is stale. Default: no limit.
     #[schemars(range(min = 1))]
     pub max_fills: Option<u32>,
-    /// In which encodings answers that compress well are kept besides the plain one, made once in the background. Empty: none.
+    /// In which encodings answers that compress well may be kept besides the plain one; each is made once, in the background, when it is first asked
+    /// for. Empty: none.
     pub encodings: Vec<Encoding>,
 }
 
@@ -61,6 +66,8 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             ttl: Millis::secs(300),
+            explicit_only: false,
+            honour_request: false,
             statuses: vec![200, 301, 302],
             max_size: Size(2 << 20),
             shared: false,
@@ -101,6 +108,9 @@ tags: [catalogue]
         for status in self.statuses.iter().filter(|s| !(200..600).contains(*s) || matches!(s, 206 | 304)) {
             errors.push(wrong(at, "statuses", format!("answers with status {status} can not be stored")));
         }
+        if self.explicit_only && self.override_cache_control {
+            errors.push(wrong(at, "explicit_only", "`override_cache_control` says the opposite"));
+        }
         let mut vary = Vec::new();
         for name in &self.vary_headers {
             match header_name(at, "vary_headers", name) {
@@ -116,7 +126,7 @@ tags: [catalogue]
             name: String::new(),
             freshness: match self.override_cache_control {
                 true => Freshness::For { ttl, override_control: true },
-                false => Freshness::Origin { heuristic: 0.0, cap: ttl, default: Some(ttl) },
+                false => Freshness::Origin { heuristic: 0.0, cap: ttl, default: (!self.explicit_only).then_some(ttl) },
             },
             gate: Gate::Plain,
             statuses: self.statuses,
@@ -124,7 +134,7 @@ tags: [catalogue]
             stale_while_revalidate: self.stale_while_revalidate.get(),
             stale_if_error: self.stale_if_error.get(),
             tags: self.tags,
-            honour_request: false,
+            honour_request: self.honour_request,
             early_refresh_beta: 1.0,
             hit_for_miss: Duration::from_secs(5),
             lease: Duration::from_secs(10),
@@ -376,6 +386,9 @@ mod tests {
         assert_eq!((policy.statuses.as_slice(), policy.max_size), ([200, 404].as_slice(), 1024));
         assert_eq!((policy.stale_while_revalidate, policy.stale_if_error), (Duration::from_secs(10), Duration::from_secs(3600)));
         assert_eq!(policy.tags, ["a", "b"]);
+        let plan = run("{ttl: 1m, explicit_only: true, honour_request: true}", get("/")).await.cx.plan.unwrap();
+        let expected = Freshness::Origin { heuristic: 0.0, cap: Duration::from_secs(60), default: None };
+        assert_eq!((&plan.policy.freshness, plan.policy.honour_request), (&expected, true));
     }
 
     #[tokio::test]
@@ -516,6 +529,7 @@ mod tests {
             ("statuses: [99]", "99"),
             ("vary_headers: ['a b']", "not a header name"),
             ("ttl: soon", ""),
+            ("{explicit_only: true, override_cache_control: true}", "opposite"),
         ] {
             let text = crate::testing::errors("response-cache", config).iter().map(ToString::to_string).collect::<String>();
             assert!(text.contains(says), "{config}: {text}");
