@@ -15,6 +15,7 @@
 //! What can not be read, or belongs to another key, counts as absent.
 
 use crate::{
+    block,
     encode::{self, Bodies},
     entry::{Entry, Meta, field_lines, lines},
     fields, reasons,
@@ -25,7 +26,7 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use std::sync::Arc;
 
 const MAGIC: &[u8; 4] = b"WEIR";
-const VERSION: u8 = 3;
+const VERSION: u8 = 4;
 const ENTRY: u8 = 1;
 /// Bytes between the length of the tags and the checksum.
 const AFTER_TAGS: usize = 8;
@@ -105,8 +106,7 @@ pub(crate) fn assemble(key: &str, meta: Meta, parts: [&[u8]; 3], body: &[Bytes],
 }
 
 fn write(key: &str, meta: &Meta, parts: [&[u8]; 3], length: usize, packed: u32, body: &[Bytes], bodies: &Bodies) -> Bytes {
-    let after = parts.iter().map(|part| part.len()).sum::<usize>() + body.iter().chain(bodies.iter()).map(Bytes::len).sum::<usize>();
-    let mut out = begin(ENTRY, key, 96 + after);
+    let mut out = begin(ENTRY, key, 96);
     out.extend_from_slice(&meta.status.to_le_bytes());
     out.extend_from_slice(&meta.flags.to_le_bytes());
     for number in [meta.response_ms, meta.initial_age_ms, meta.lifetime_ms, meta.swr_ms, meta.sie_ms, meta.fetch_ms] {
@@ -124,10 +124,8 @@ fn write(key: &str, meta: &Meta, parts: [&[u8]; 3], length: usize, packed: u32, 
     for body in bodies.iter() {
         out.extend_from_slice(&(body.len() as u32).to_le_bytes());
     }
-    for part in parts.into_iter().chain(body.iter().chain(bodies.iter()).map(|piece| &piece[..])) {
-        out.extend_from_slice(part);
-    }
-    out.into()
+    let all: Vec<&[u8]> = std::iter::once(&out[..]).chain(parts).chain(body.iter().chain(bodies.iter()).map(|piece| &piece[..])).collect();
+    block::joined(&all)
 }
 
 /// The entry with its body packed, if that makes it smaller; else as it is. For a store at the other end of a wire.

@@ -215,6 +215,9 @@ fn quoted(text: &str) -> (String, &str) {
     (content, "")
 }
 
+/// Directives whose argument is a number of seconds.
+const TIMES: [&str; 4] = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"];
+
 /// A structured-field dictionary (RFC 9651 section 4.2.2), as far as cache directives need one: items that are integers, decimals, strings,
 /// tokens or booleans, parameters ignored, the last of equal keys counts. `None` if it is malformed or empty: RFC 9213 then
 /// looks at the next field.
@@ -235,7 +238,11 @@ fn dictionary(text: &str) -> Option<Vec<(String, Option<String>)>> {
         let mut argument = None;
         let mut denied = false;
         if let Some(after) = rest.strip_prefix('=') {
-            let (value, left) = item(after)?;
+            let (mut value, left) = item(after)?;
+            if after.starts_with('"') && TIMES.contains(&name) {
+                // A time is an Integer; of another type it counts as one that can not be read (RFC 9213 section 2.1).
+                value.clear();
+            }
             // `?1` is the same as the bare name, `?0` says that it does not hold.
             match value.as_str() {
                 "?1" => {}

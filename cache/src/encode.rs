@@ -86,6 +86,16 @@ impl Codings {
         }
     }
 
+    /// Those of either.
+    pub(crate) fn and(self, other: Codings) -> Codings {
+        Codings(self.0 | other.0)
+    }
+
+    /// Those that are not among the others.
+    pub(crate) fn without(self, others: Codings) -> Codings {
+        Codings(self.0 & !others.0)
+    }
+
     /// As three bits, for the flags of an entry.
     pub(crate) fn bits(self) -> u8 {
         self.0
@@ -188,6 +198,14 @@ impl Bodies {
             Coding::Gzip => self.gzip.clone(),
             Coding::Identity => Bytes::new(),
         }
+    }
+
+    /// These, and the others' where there is none.
+    pub(crate) fn or(&self, others: &Bodies) -> Bodies {
+        Bodies::from_each(|coding| match self.of(coding) {
+            none if none.is_empty() => others.of(coding),
+            body => body,
+        })
     }
 
     /// In the order of [`Bodies::from_each`].

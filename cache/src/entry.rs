@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use sha2::{Digest, Sha256};
 use std::{
     fmt::Write as _,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -23,17 +23,17 @@ pub(crate) const MADE_ETAG: u16 = 1;
 pub(crate) const REPLACED_CONTROL: u16 = 2;
 /// A client's `max-stale` does not apply (`must-revalidate`, `proxy-revalidate`, `s-maxage`; RFC 9111 section 4.2.4).
 pub(crate) const NO_MAX_STALE: u16 = 4;
-/// The variants were made; those that are missing were not worth it.
-pub(crate) const ENCODED: u16 = 8;
-/// From this bit on, three: in which codings there are to be variants of the body.
+/// From this bit on, three: in which codings there may be variants of the body.
 const CODINGS_AT: u32 = 4;
+/// From this bit on, three: in which of them the body was encoded. Those of which there is no variant were not worth it.
+const TRIED_AT: u32 = 7;
 
 /// The numbers of an entry. All times in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Meta {
     /// Status code.
     pub status: u16,
-    /// `MADE_ETAG`, `REPLACED_CONTROL`, `NO_MAX_STALE`, `ENCODED`, and the codings that are wanted.
+    /// `MADE_ETAG`, `REPLACED_CONTROL`, `NO_MAX_STALE`, the codings that are wanted, and those that were tried.
     pub flags: u16,
     /// When the response came, since 1970.
     pub response_ms: u64,
@@ -60,6 +60,10 @@ pub struct Entry {
     /// The other encodings, smallest first.
     variants: Vec<Variant>,
     pub(crate) last_modified: Option<u64>,
+    /// Codings that clients would have liked and that are not made yet, as bits; the job that makes them is under way.
+    asked: AtomicU8,
+    /// It was read from the store: whoever put it there is perhaps encoding it too.
+    foreign: AtomicBool,
     hold_until_ms: AtomicU64,
     /// At this age it is stale, whatever its lifetime: a soft purge. All ones: none came.
     stale_age_ms: AtomicU64,
@@ -106,14 +110,18 @@ impl Draft<'_> {
         }
         let length: usize = self.body.iter().map(Bytes::len).sum();
         let mut bodies = Bodies::default();
+        let mut asked = Codings::NONE;
         if encode::negotiated(self.policy, self.headers) {
             fields::add_vary(&mut split.shown, header::ACCEPT_ENCODING);
             if encode::worth_it(length) {
                 flags |= u16::from(self.policy.encodings.bits()) << CODINGS_AT;
-                let ready = |prior: &&Entry| prior.is_encoded() && prior.codings() == self.policy.encodings && same(prior.body(), self.body);
-                if let Some(prior) = self.prior.filter(ready) {
-                    flags |= ENCODED;
-                    bodies = prior.bodies();
+                if let Some(prior) = self.prior.filter(|prior| prior.codings() == self.policy.encodings) {
+                    if same(prior.body(), self.body) {
+                        flags |= u16::from(prior.tried().bits()) << TRIED_AT;
+                        bodies = prior.bodies();
+                    }
+                    // Who asked for the old page asks for the new one.
+                    asked = prior.asked().and(prior.tried());
                 }
             }
         }
@@ -131,7 +139,9 @@ impl Draft<'_> {
             fetch_ms: millis(self.fetch),
         };
         let tags = tags_of(self.headers, &self.policy.tags).join("\n");
-        codec::assemble(&self.key.text(), meta, [&head, &hidden, tags.as_bytes()], self.body, &bodies)
+        let entry = codec::assemble(&self.key.text(), meta, [&head, &hidden, tags.as_bytes()], self.body, &bodies);
+        entry.asked.store(asked.bits(), Ordering::Relaxed);
+        entry
     }
 }
 
@@ -142,32 +152,84 @@ impl Entry {
             .and_then(|(_, value)| std::str::from_utf8(value).ok().and_then(fields::parse_date));
         let identity = Variant::identity(head, body);
         let variants = Variant::all(&identity, bodies);
-        Entry { meta, raw, hidden, tags, identity, variants, last_modified, hold_until_ms: AtomicU64::new(0), stale_age_ms: AtomicU64::new(u64::MAX) }
+        Entry {
+            meta,
+            raw,
+            hidden,
+            tags,
+            identity,
+            variants,
+            last_modified,
+            asked: AtomicU8::new(0),
+            foreign: AtomicBool::new(false),
+            hold_until_ms: AtomicU64::new(0),
+            stale_age_ms: AtomicU64::new(u64::MAX),
+        }
     }
 
-    /// This entry with encoded variants of its body.
-    pub(crate) fn with_variants(&self, key: &StoredKey, bodies: &Bodies) -> Entry {
-        let meta = Meta { flags: self.meta.flags | ENCODED, ..self.meta };
+    /// This entry with variants of its body in these codings, beside those that it has.
+    pub(crate) fn with_variants(&self, key: &StoredKey, tried: Codings, bodies: &Bodies) -> Entry {
+        let meta = Meta { flags: self.meta.flags | u16::from(tried.bits()) << TRIED_AT, ..self.meta };
         let body = [self.body().clone()];
-        let entry = codec::assemble(&key.text(), meta, [self.head(), &self.hidden, &self.tags], &body, bodies);
+        let bodies = self.bodies().or(bodies);
+        let entry = codec::assemble(&key.text(), meta, [self.head(), &self.hidden, &self.tags], &body, &bodies);
         entry.hold(self.hold_until_ms.load(Ordering::Relaxed));
         entry.stale_age_ms.store(self.stale_age_ms.load(Ordering::Relaxed), Ordering::Relaxed);
         entry
     }
 
-    /// Whether the variants are still to be made.
-    pub(crate) fn wants_variants(&self) -> bool {
-        !self.is_encoded() && !self.codings().is_empty()
-    }
-
-    /// In which codings there are to be variants.
+    /// In which codings there may be variants.
     pub(crate) fn codings(&self) -> Codings {
         Codings::of_bits((self.meta.flags >> CODINGS_AT) as u8)
     }
 
-    /// Whether the variants were made.
-    pub(crate) fn is_encoded(&self) -> bool {
-        self.meta.flags & ENCODED != 0
+    /// In which codings the body was encoded, or found not to be worth it.
+    pub(crate) fn tried(&self) -> Codings {
+        Codings::of_bits((self.meta.flags >> TRIED_AT) as u8)
+    }
+
+    /// The coding that a client would have got if it had been made. `None`: there is nothing better for it than what there is.
+    #[inline]
+    pub(crate) fn wish(&self, accepted: &Accepted) -> Option<Coding> {
+        let (possible, tried) = (self.codings(), self.tried());
+        if possible == tried {
+            return None;
+        }
+        let mut best = (None, accepted.weight(Coding::Identity).max(1));
+        // The last of equals wins: as a rule it is the smallest. What is liked less than identity is not wished for.
+        for coding in [Coding::Gzip, Coding::Zstd, Coding::Br] {
+            let weight = accepted.weight(coding);
+            if possible.has(coding) && weight >= best.1 {
+                best = (Some(coding), weight);
+            }
+        }
+        best.0.filter(|coding| !tried.has(*coding))
+    }
+
+    /// Notes that a coding is wanted; whether that was not known.
+    pub(crate) fn ask(&self, coding: Coding) -> bool {
+        let bit = Codings::from_iter([coding]).bits();
+        self.asked.load(Ordering::Relaxed) & bit == 0 && self.asked.fetch_or(bit, Ordering::Relaxed) & bit == 0
+    }
+
+    /// The codings that were asked for and are not made.
+    pub(crate) fn asked(&self) -> Codings {
+        Codings::of_bits(self.asked.load(Ordering::Relaxed)).without(self.tried())
+    }
+
+    /// Nobody makes what was asked for: the next client may ask again.
+    pub(crate) fn forget_asked(&self) {
+        self.asked.store(0, Ordering::Relaxed);
+    }
+
+    /// Marks it as read from the store.
+    pub(crate) fn mark_foreign(&self) {
+        self.foreign.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it was read from the store.
+    pub(crate) fn is_foreign(&self) -> bool {
+        self.foreign.load(Ordering::Relaxed)
     }
 
     /// The encoded bodies.

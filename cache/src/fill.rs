@@ -269,7 +269,7 @@ impl Fill {
         }
     }
 
-    async fn fail(&mut self, error: FetchError, held: Option<Held>) {
+    pub(crate) async fn fail(&mut self, error: FetchError, held: Option<Held>) {
         self.engine.stats.fill_errors.fetch_add(1, Relaxed);
         tracing::debug!(kind = error.kind, key = %self.plan.key, "fill failed");
         if self.prior.is_none() && !self.need.look_first

@@ -13,6 +13,7 @@ use crate::{
     html,
     memory::{Slot, StoredKey},
     policy::{self, Terms, Times},
+    reasons::UNDECIDED,
     recent::{Hit, Put},
     tier::{Ended, Held},
     vary::Spec,
@@ -20,6 +21,7 @@ use crate::{
 use http::{HeaderMap, StatusCode, header, response::Parts};
 use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::Poll,
     time::Duration,
 };
 use tokio::time::Instant;
@@ -67,7 +69,7 @@ impl Fill {
                 self.flight.update(|progress| (progress.stale, progress.phase) = (prior, Phase::Streaming(head.into())));
                 // The lock guards a page that will not come; whoever else waits for it should see for himself.
                 self.give_back(held, Ended::Nothing).await;
-                if let Err(error) = self.pump(fetched.body, None).await {
+                if let Err(error) = self.pump(fetched.body, None, &mut None).await {
                     self.engine.stats.fill_errors.fetch_add(1, Relaxed);
                     self.flight.body.finish(Err(error));
                 } else {
@@ -174,7 +176,7 @@ impl Fill {
             if let Some(spec) = &spec {
                 head.variant = Some((spec.clone(), target.variant.clone()));
                 if !purged {
-                    engine.memory.insert(StoredKey { variant: "".into(), ..target.clone() }, Slot::Spec(spec.clone()));
+                    engine.memory.insert(StoredKey { variant: Arc::default(), ..target.clone() }, Slot::Spec(spec.clone()));
                 }
             }
             if !purged {
@@ -182,11 +184,17 @@ impl Fill {
             }
             landing.also = Some(target.clone());
         }
-        self.flight.set(Phase::Streaming(head.into()));
-
         let promised = fields::single(&parts.headers, &header::CONTENT_LENGTH).and_then(|text| text.parse::<u64>().ok());
-        let mut held = held;
-        match self.pump(body, Some((&mut held, &target))).await {
+        if policy.gate == Gate::Html || promised.is_none() {
+            (head.store, head.detail) = (false, Some(UNDECIDED));
+        }
+        let (mut held, mut head) = (held, Some(head));
+        match self.pump(body, Some((&mut held, &target)), &mut head).await {
+            // Nobody has heard of it yet: it is as if there had been no answer.
+            Err(error) if head.is_some() => {
+                engine.stats.refuse("incomplete");
+                return self.fail(error, held).await;
+            }
             Err(error) => {
                 engine.stats.fill_errors.fetch_add(1, Relaxed);
                 engine.stats.refuse("incomplete");
@@ -199,6 +207,7 @@ impl Fill {
                 engine.stats.fill_errors.fetch_add(1, Relaxed);
                 engine.stats.refuse("incomplete");
                 let reason = "the body is not as long as Content-Length says".into();
+                self.announce(&mut head);
                 self.flight.body.finish(Err(FetchError { kind: "truncated", reason, status: StatusCode::BAD_GATEWAY }));
                 engine.flights.end(&self.flight.key, &self.flight);
                 return self.give_back(held, Ended::Nothing).await;
@@ -209,6 +218,8 @@ impl Fill {
         let Some(pieces) = self.flight.body.pieces() else { return self.flight.body.finish(Ok(())) };
         let refusal = if policy.gate == Gate::Html { html::body_refusal(parts.status, &pieces) } else { None };
         if let Some(reason) = refusal {
+            head = head.map(|_| self.head(&parts, &terms.strip, None, Some(reason)));
+            self.announce(&mut head);
             self.flight.body.refuse(reason);
             self.flight.body.finish(Ok(()));
             return self.refuse_late(reason, parts.status.as_u16(), held).await;
@@ -217,6 +228,8 @@ impl Fill {
         let entry = Arc::new(draft.build());
         // Memory first: whoever saw the last byte finds the entry.
         self.remember(&target, &entry);
+        head = head.map(|head| Head { store: true, detail: None, ..head });
+        self.announce(&mut head);
         self.flight.body.finish(Ok(()));
         self.write(&target, &entry, spec.as_deref(), held).await;
     }
@@ -234,10 +247,30 @@ impl Fill {
         self.give_back(held, if stored { Ended::Stored } else { Ended::Nothing }).await;
     }
 
-    /// Moves the body from the origin to the readers. With a lock and a key in hand, it may become too large on the way: then both are given up.
-    async fn pump(&self, mut body: Box<dyn BodyReader>, mut storing: Option<(&mut Option<Held>, &StoredKey)>) -> Result<(), FetchError> {
+    /// Lets those who wait have the head.
+    fn announce(&self, head: &mut Option<Head>) {
+        if let Some(head) = head.take() {
+            self.flight.set(Phase::Streaming(head.into()));
+        }
+    }
+
+    /// Moves the body from the origin to the readers, and announces the head as soon as there is something to wait for: of a body that came in
+    /// one go with its head, it is known what becomes of it before anyone is told. With a lock and a key in hand, the body may become too large
+    /// on the way: then both are given up.
+    async fn pump(&self, mut body: Box<dyn BodyReader>, mut storing: Option<(&mut Option<Held>, &StoredKey)>, head: &mut Option<Head>) -> Result<(), FetchError> {
         let shared = &self.flight.body;
-        while let Some(piece) = body.chunk().await? {
+        loop {
+            let piece = {
+                let mut next = body.chunk();
+                match futures_util::poll!(&mut next) {
+                    Poll::Ready(piece) => piece?,
+                    Poll::Pending => {
+                        self.announce(head);
+                        next.await?
+                    }
+                }
+            };
+            let Some(piece) = piece else { return Ok(()) };
             if piece.is_empty() {
                 continue;
             }
@@ -245,6 +278,8 @@ impl Fill {
                 Pushed::Kept => continue,
                 Pushed::PassedOn => {}
                 Pushed::TooLarge => {
+                    *head = head.take().map(|head| Head { store: false, detail: Some("too-large"), ttl: None, ..head });
+                    self.announce(head);
                     if let Some((held, target)) = storing.take() {
                         shared.refuse("too-large");
                         self.engine.flights.end(target, &self.flight);
@@ -259,7 +294,6 @@ impl Fill {
                 return Ok(());
             }
         }
-        Ok(())
     }
 
     /// Under which key the response goes, and the spec, if responses of this page vary.
@@ -301,7 +335,7 @@ impl Fill {
         let value = engine.stored_form(key, entry).await;
         let mut stored = self.write_fenced(key, value.clone(), keep, &held).await && engine.enter(key, entry, keep).await;
         if let Some(spec) = spec {
-            let primary = StoredKey { variant: "".into(), ..key.clone() };
+            let primary = StoredKey { variant: Arc::default(), ..key.clone() };
             let value = codec::encode_spec(&primary.text(), spec);
             stored &= self.write_fenced(&primary, value, SPEC_TIME.max(keep), &held).await;
         }
@@ -315,7 +349,7 @@ impl Fill {
             stored = false;
         }
         self.give_back(held, if stored { Ended::Stored } else { Ended::Nothing }).await;
-        engine.encode_behind(key, entry, false);
+        engine.encode_behind(key, entry);
     }
 
     /// Writes under the fence of the key's own lock. A fill that learnt on the way which variant it carries holds another key's lock, whose

@@ -9,6 +9,7 @@
 //! | [`vary`] | secondary keys |
 //! | [`html`] | the gate for whole pages |
 //! | [`entry`] | a stored response with its ready-made head, and its form in the store |
+//! | `block` | memory for stored responses |
 //! | [`encode`], `encoder` | content codings; variants made in the background |
 //! | [`respond`] | conditions, ranges, HEAD, `Age` |
 //! | [`memory`] | the tier in this process |
@@ -21,6 +22,7 @@
 //! | [`engine`] | memory, then store, then one fill |
 //! | [`status`], [`reasons`] | RFC 9211 `Cache-Status`; why answers are not kept |
 
+mod block;
 mod body;
 pub mod clock;
 pub mod codec;

@@ -30,7 +30,8 @@ pub struct StoredKey {
 impl StoredKey {
     /// The key of the primary entry.
     pub fn primary(epoch: &Arc<str>, key: &str) -> StoredKey {
-        StoredKey { epoch: epoch.clone(), key: key.into(), variant: "".into() }
+        // The empty text is shared by all.
+        StoredKey { epoch: epoch.clone(), key: key.into(), variant: Arc::default() }
     }
 
     /// Another variant under the same primary key.

@@ -64,10 +64,11 @@ pub fn judge(policy: &Policy, request: &CacheRequest, status: StatusCode, header
         206 => return Err("partial"),
         _ if headers.contains_key(header::CONTENT_RANGE) => return Err("partial"),
         _ if !policy.statuses.contains(&status.as_u16()) => return Err("status"),
-        300..=399 if !headers.contains_key(header::LOCATION) => return Err("location"),
+        // A page that leads nowhere is a mistake of the site.
+        300..=399 if policy.gate == Gate::Html && !headers.contains_key(header::LOCATION) => return Err("location"),
         _ => {}
     }
-    if headers.contains_key(header::SET_COOKIE) {
+    if headers.contains_key(header::SET_COOKIE) || headers.contains_key("set-cookie2") {
         return Err("set-cookie");
     }
     if control.must_understand && !UNDERSTOOD.contains(&status.as_u16()) {

@@ -25,6 +25,9 @@ pub const REASONS: [&str; 21] = [
     "vary",
 ];
 
+/// In place of a reason, while the body that decides is still on its way: whether the answer is kept shows at its end.
+pub const UNDECIDED: &str = "streaming";
+
 /// The reason that these bytes spell; `None`: it is not one of the cache's own.
 pub(crate) fn known(text: &[u8]) -> Option<&'static str> {
     REASONS.iter().find(|reason| reason.as_bytes() == text).copied()

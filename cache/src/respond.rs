@@ -12,11 +12,15 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, hea
 const BODY_FIELDS: [HeaderName; 5] =
     [header::CONTENT_LENGTH, header::CONTENT_TYPE, header::CONTENT_ENCODING, header::CONTENT_LANGUAGE, header::CONTENT_RANGE];
 
+/// What a request says about encodings.
+pub fn accepted(request: &HeaderMap) -> Accepted {
+    Accepted::of_lines(request.get_all(header::ACCEPT_ENCODING).iter().map(HeaderValue::as_bytes))
+}
+
 /// Answers a request from an entry, in the encoding that the client likes best. Parts of a body are parts of the body that is not encoded: a
 /// client that asks for one gets it from there, or, if it does not take identity, the whole in another encoding.
-pub fn answer(entry: &Entry, request: &CacheRequest, now_ms: u64, report: Report) -> Answer {
-    let accepted = Accepted::of_lines(request.headers.get_all(header::ACCEPT_ENCODING).iter().map(HeaderValue::as_bytes));
-    let best = entry.pick_for(&accepted);
+pub fn answer(entry: &Entry, request: &CacheRequest, accepted: &Accepted, now_ms: u64, report: Report) -> Answer {
+    let best = entry.pick_for(accepted);
     let fields = |variant: &Variant| {
         let mut headers = variant.headers();
         headers.insert(header::AGE, number(entry.age_ms(now_ms) / 1000));
@@ -27,7 +31,7 @@ pub fn answer(entry: &Entry, request: &CacheRequest, now_ms: u64, report: Report
         // If-None-Match goes before If-Modified-Since (RFC 9110 section 13.2.2).
         if request.headers.contains_key(header::IF_NONE_MATCH) {
             let lists = request.headers.get_all(header::IF_NONE_MATCH);
-            if let Some(held) = entry.held_for(|| lists.iter().map(HeaderValue::as_bytes), &accepted) {
+            if let Some(held) = entry.held_for(|| lists.iter().map(HeaderValue::as_bytes), accepted) {
                 return build(StatusCode::NOT_MODIFIED, without_body(fields(held)), Bytes::new(), report);
             }
         } else if request.headers.contains_key(header::IF_MODIFIED_SINCE)

@@ -21,6 +21,7 @@ use crate::{
     memory::{Slot, StoredKey},
     places::NO_PLACE,
     policy::{self, Reuse},
+    reasons::UNDECIDED,
     respond,
 };
 use bytes::Bytes;
@@ -51,12 +52,14 @@ pub(crate) struct Call<'a> {
     waited: Duration,
     /// What was stored and could not be used: for `fwd=`.
     had: Option<&'static str>,
+    /// Of this round's key.
+    variant: String,
 }
 
 impl<'a> Call<'a> {
     pub(crate) fn new(engine: &'a Arc<Engine>, plan: &'a Plan, request: &'a CacheRequest, fetch: Arc<dyn Fetch>) -> Self {
         let wants = if plan.policy.honour_request { RequestControl::of(&request.headers) } else { RequestControl::default() };
-        Call { engine, plan, request, fetch, wants, forced_since: None, waited: Duration::ZERO, had: None }
+        Call { engine, plan, request, fetch, wants, forced_since: None, waited: Duration::ZERO, had: None, variant: String::new() }
     }
 
     pub(crate) async fn run(mut self) -> Outcome {
@@ -103,6 +106,7 @@ impl<'a> Call<'a> {
                 return Some(self.pass_known(Some(reason), false));
             }
             Some(Slot::Entry(entry)) => {
+                self.variant.clone_from(&variant);
                 if self.forced_since.is_none()
                     && trust.covers(entry.response_ms(), now)
                     && let Some(outcome) = self.remembered(&entry, &variant, now)
@@ -114,7 +118,11 @@ impl<'a> Call<'a> {
             }
             _ => {}
         }
-        let stored = StoredKey { variant: variant.as_str().into(), ..StoredKey::primary(epoch, key) };
+        let mut stored = StoredKey::primary(epoch, key);
+        if !variant.is_empty() {
+            stored.variant = variant.as_str().into();
+        }
+        self.variant = variant;
         if self.wants.only_if_cached && !self.request.refresh {
             return self.only_if_cached(&stored).await;
         }
@@ -351,7 +359,7 @@ impl<'a> Call<'a> {
             stored: head.store,
             collapsed: !first,
             ttl: head.ttl,
-            detail: head.detail.or(note),
+            detail: head.detail.filter(|detail| note.is_none() || *detail != UNDECIDED).or(note),
             ..self.report(self.fetched())
         };
         self.count(report.verdict);
@@ -389,7 +397,9 @@ impl<'a> Call<'a> {
     fn answer(&self, entry: &Arc<Entry>, report: Report) -> Answer {
         let now = self.now();
         let report = Report { ttl: Some(entry.fresh_ms(now).div_euclid(1000)), age: Some(entry.age_ms(now) / 1000), ..report };
-        respond::answer(entry, self.request, now, report)
+        let accepted = respond::accepted(&self.request.headers);
+        self.engine.wish(&self.plan.epoch, &self.plan.key, &self.variant, entry, &accepted);
+        respond::answer(entry, self.request, &accepted, now, report)
     }
 
     /// Passed on because of what an earlier fetch showed.

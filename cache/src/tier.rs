@@ -121,9 +121,8 @@ impl Engine {
 
     /// Puts an entry that was read from the store into memory, unless a younger one stands there, or a purge since the mark means it.
     pub(crate) fn remember_read(self: &Arc<Self>, key: &StoredKey, entry: &Arc<Entry>, mark: u64) {
-        if self.recent.unless_hit(mark, key, entry.tag_lines(), true, || self.memory.insert_newer(key, entry)) {
-            self.encode_behind(key, entry, true);
-        }
+        entry.mark_foreign();
+        self.recent.unless_hit(mark, key, entry.tag_lines(), true, || self.memory.insert_newer(key, entry));
     }
 
     /// Makes a stored entry known to the index. Without that no purge would find it, so if it can not be done, the entry goes again; whether

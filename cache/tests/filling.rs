@@ -23,7 +23,7 @@ async fn a_thousand_clients_for_one_cold_page_cost_one_fetch_and_all_get_it_whol
         let got = client.await.expect("client");
         assert_eq!((got.kind, got.status, got.text()), ("filling", 200, "<html>shoes</html>"));
         assert_eq!(got.verdict(), Verdict::Miss);
-        assert!(got.report.stored);
+        assert_eq!((got.report.stored, got.report.detail), (false, Some("streaming")), "nobody knows yet");
         first += usize::from(!got.report.collapsed);
     }
     assert_eq!((origin.hits(), first), (1, 1));
@@ -31,6 +31,47 @@ async fn a_thousand_clients_for_one_cold_page_cost_one_fetch_and_all_get_it_whol
     assert_eq!((got.kind, got.verdict(), got.report.tier, origin.hits()), ("stored", Verdict::Hit, Some(Tier::Memory), 1));
     let stats = machine.engine.stats();
     assert_eq!((stats.fills, stats.misses, stats.memory_hits, stats.stored, stats.in_flight), (1, 1000, 1, 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9211_2_5_stored_is_said_only_when_it_is_decided() {
+    let css = |body: &str| Reply::new(200, &[("content-type", "text/css"), ("cache-control", "max-age=60")], body);
+    let length = |reply: Reply| reply.with("content-length", "2");
+    for (policy, reply, stored, detail) in [
+        // In one go with the head: it is known before the head is shown.
+        (html(), Reply::page("x"), true, None),
+        (html(), Reply::page("").pieces(&["<html>half"], Duration::ZERO), false, Some("incomplete")),
+        (html(), Reply::page("<script nonce=\"abc\">"), false, Some("nonce")),
+        (Policy { max_size: 4, ..html() }, Reply::page("long"), false, Some("too-large")),
+        (plain(), css("a{}"), true, None),
+        // What is still on its way decides.
+        (html(), Reply::page("").pieces(&["<html>", "</html>"], SEC), false, Some("streaming")),
+        (html(), Reply::page("").pieces(&["<html>", "half"], SEC), false, Some("streaming")),
+        (plain(), css("a").pieces(&["a"], SEC), false, Some("streaming")),
+        // Where only the length could forbid it, and that is known.
+        (plain(), length(css("")).pieces(&["a", "b"], SEC), true, None),
+    ] {
+        let (machine, plan) = (Machine::new(), plan(policy));
+        let got = machine.ask(&plan, &get(&[]), &Origin::always(reply)).await;
+        assert_eq!((got.verdict(), got.report.stored, got.report.detail), (Verdict::Miss, stored, detail), "{}", got.text());
+        assert_eq!(got.report.ttl.is_some(), stored || detail == Some("streaming"), "{}", got.text());
+        settle().await;
+        // If it is said, it is so; if another reason is given, it is not.
+        let kept = machine.engine.peek("v1", &plan.key).is_some();
+        assert!(detail == Some("streaming") || kept == stored, "{}", got.text());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_that_breaks_with_its_head_counts_as_no_answer() {
+    let (machine, plan) = (Machine::new(), plan(Policy { stale_if_error: 60 * SEC, ..html() }));
+    let broken = Reply::page("half").cut();
+    let good = Reply::page("good").with("cache-control", "stale-if-error=600");
+    let origin = Origin::new(move |number, _| if number == 0 { good.clone() } else { broken.clone() });
+    machine.ask(&plan, &get(&[]), &origin).await;
+    machine.advance(61);
+    let got = machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((got.verdict(), got.text(), origin.hits()), (Verdict::Stale, "<html>good</html>", 2));
 }
 
 #[tokio::test(start_paused = true)]

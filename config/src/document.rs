@@ -83,7 +83,7 @@ pub struct Edge {
     /// Which diagnostic headers answers carry.
     #[serde(default)]
     pub headers: CacheHeaders,
-    /// In which encodings pages are kept besides the plain one, made once in the background: `br`, `zstd`, `gzip`. Each takes memory of its own.
+    /// In which encodings pages may be kept besides the plain one: `br`, `zstd`, `gzip`. Each is made once, in the background, when it is first asked for.
     /// Empty: pages go out as the origin gave them.
     #[serde(default = "encodings")]
     pub encodings: Vec<Encoding>,

@@ -1,10 +1,11 @@
 //! Plugins in their order. A chain is compiled when the configuration is loaded: one slice of plugins for each step, so that a step
 //! costs nothing where no plugin takes part.
 
-use crate::{Flow, Phases, Plugin, Reply, RequestContext, plugin::Ending};
+use crate::{Flow, Phases, Plugin, Reply, RequestContext, RouteRuntime, plugin::Ending};
 use bytes::Bytes;
-use http::{request, response};
+use http::{Uri, request, response};
 use std::{collections::HashMap, sync::Arc};
+use weir_cache::Purge;
 
 /// A plugin in a chain.
 #[derive(Clone)]
@@ -58,6 +59,11 @@ impl Chain {
             reads_body: links.iter().filter_map(|l| l.plugin.reads_body()).max(),
             links,
         }
+    }
+
+    /// What its plugins hold of a GET for this address, see [`Plugin::holds`].
+    pub fn holds<'a>(&'a self, route: &'a RouteRuntime, host: &'a str, uri: &'a Uri) -> impl Iterator<Item = Purge> {
+        self.links.iter().filter_map(move |link| link.plugin.holds(route, host, uri))
     }
 
     /// Names in order, for the banner and for `explain`.

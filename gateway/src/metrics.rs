@@ -262,7 +262,7 @@ impl Metrics {
             None => "none",
         };
         self.cache.with_label_values(&[policy, verdict, tier]).inc();
-        if let Some(reason) = report.detail {
+        if let Some(reason) = report.detail.filter(|reason| *reason != weir_cache::reasons::UNDECIDED) {
             self.cache_reason(policy, reason);
         }
         if report.collapsed {

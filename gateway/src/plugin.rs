@@ -1,10 +1,11 @@
 //! What a plugin is, and how the register makes one from its configuration.
 
-use crate::{Environment, Reply, RequestContext, ServiceRuntime};
+use crate::{Environment, Reply, RequestContext, RouteRuntime, ServiceRuntime};
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{request, response};
+use http::{Uri, request, response};
 use std::{collections::HashMap, ops::BitOr, sync::Arc};
+use weir_cache::Purge;
 use weir_config::{Diagnostic, PluginCatalog, PluginEntry};
 
 /// The steps in which a plugin takes part. The chain calls these and no others.
@@ -119,6 +120,12 @@ pub trait Plugin: Send + Sync + 'static {
 
     /// The exchange is over, but the client has not seen its last byte: the moment to make a result durable.
     async fn end(&self, _cx: &mut RequestContext, _ending: Ending) {}
+
+    /// For plugins that cache: what they hold of a GET for this address that comes by this route. An unsafe request that succeeds outdates it
+    /// (RFC 9111 section 4.4), by whichever route that one came. `host`: the client's.
+    fn holds(&self, _route: &RouteRuntime, _host: &str, _uri: &Uri) -> Option<Purge> {
+        None
+    }
 
     /// Whether [`Plugin::log`] needs [`RequestContext::log_view`].
     fn wants_log_view(&self) -> bool {

@@ -5,13 +5,13 @@ use crate::{
     response_cache::{self, ResponseCache, Rules},
     wrong,
 };
-use http::{HeaderName, header, request, response};
+use http::{HeaderName, Uri, header, request, response};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{sync::Arc, time::Duration};
-use weir_cache::{Freshness, NotForCache, Policy, status::KongsWords};
+use weir_cache::{Freshness, NotForCache, Policy, Purge, status::KongsWords};
 use weir_config::{Diagnostic, Encoding, Node};
-use weir_gateway::{BuildEnv, Flow, Phases, Plugin, RequestContext};
+use weir_gateway::{BuildEnv, Flow, Phases, Plugin, RequestContext, RouteRuntime};
 
 /// Keeps answers in the one cache engine (see `response-cache`, which has more to set): in memory and in the store that Weir is configured with,
 /// one fetch for each key however many ask. `X-Cache-Status` is `Hit`, `Miss`, `Bypass` or `Refresh` as in Kong, or `Stale`; `X-Cache-Key` is the key in
@@ -55,7 +55,8 @@ pub struct Config {
     /// Fetches for the cache at once, each Weir for itself; others wait or get what is stale. Default: no limit. (Kong has no such setting.)
     #[schemars(range(min = 1))]
     pub max_fills: Option<u32>,
-    /// In which encodings answers that compress well are kept besides the plain one, made once in the background. Empty: none. (Kong has no such setting.)
+    /// In which encodings answers that compress well may be kept besides the plain one; each is made once, in the background, when it is first asked
+    /// for. Empty: none. (Kong has no such setting.)
     pub encodings: Vec<Encoding>,
 }
 
@@ -285,7 +286,7 @@ impl ProxyCache {
 
 impl Plugin for ProxyCache {
     fn phases(&self) -> Phases {
-        self.cache.phases() | Phases::FROM_UPSTREAM
+        self.cache.phases() | Phases::FROM_UPSTREAM | Phases::RESPONSE
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
@@ -316,7 +317,10 @@ impl Plugin for ProxyCache {
     fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
         res.extensions.insert(KongsWords);
         cx.hidden.extend(self.hidden.iter().cloned());
-        self.cache.response(cx, res);
+    }
+
+    fn holds(&self, route: &RouteRuntime, host: &str, uri: &Uri) -> Option<Purge> {
+        self.cache.holds(route, host, uri)
     }
 }
 

@@ -1,15 +1,15 @@
 //! `response-cache`: answers of an API, kept by the one cache engine.
 
 use crate::{Configured, Live, cookies, header_name, wrong};
-use http::{HeaderMap, HeaderName, Method, Uri, header, request, response};
+use http::{HeaderMap, HeaderName, Method, Uri, header, request};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::{fmt::Write, sync::Arc, time::Duration};
-use weir_cache::{Engine, Freshness, Gate, Plan, Policy, Purge, Report, Verdict, outdated};
+use weir_cache::{Freshness, Gate, Plan, Policy, Purge, Report, Verdict};
 use weir_config::{Diagnostic, Encoding, Millis, Node, Size};
-use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, RequestContext};
+use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, RequestContext, RouteRuntime};
 
 /// Keeps answers to GET (which also serve HEAD) in memory and in the store, one fetch for each key however many ask. The key, shown in
 /// `X-Cache-Key`, is `cache:GET:` with path and sorted query; each route keeps its own. `Cache-Control` of the answer
@@ -17,13 +17,17 @@ use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, RequestContext};
 /// over storing. Requests of a signed-in visitor – one whom a plugin knows, or with an `Authorization` that is not Weir's own guest token, or with one of the
 /// `session_cookies` – pass by the cache, in both directions (stricter than RFC 9111 section 3.5), unless `shared` says that the answer is the
 /// same for everyone. A fetch for the cache never carries a visitor's cookie, token or identity. A caller with the warm-up token refreshes an entry with `X-Cache-Refresh: true`; an unsafe request that succeeds drops
-/// the entries of its URL and of those that `Location` and `Content-Location` of its answer name, as far as they are on the same route (RFC 9111
+/// the entries of its URL and of those that `Location` and `Content-Location` of its answer name, whichever route it came by (RFC 9111
 /// section 4.4).
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// How long an answer is fresh that does not say so itself, and the most where it does.
     pub ttl: Millis,
+    /// Keep only answers that say themselves how long they are good for (RFC 9111), so long, and `ttl` at the most.
+    pub explicit_only: bool,
+    /// Whether `Cache-Control` of requests counts (RFC 9111 section 5.2.1). Callers can then make the service work.
+    pub honour_request: bool,
     /// Statuses that are stored.
     pub statuses: Vec<u16>,
     /// Largest body that is stored.
@@ -53,7 +57,8 @@ pub struct Config {
     /// Fetches for the cache of this route (or service) at once, each Weir for itself; others wait or get what is stale. Default: no limit.
     #[schemars(range(min = 1))]
     pub max_fills: Option<u32>,
-    /// In which encodings answers that compress well are kept besides the plain one, made once in the background. Empty: none.
+    /// In which encodings answers that compress well may be kept besides the plain one; each is made once, in the background, when it is first asked
+    /// for. Empty: none.
     pub encodings: Vec<Encoding>,
 }
 
@@ -61,6 +66,8 @@ impl Default for Config {
     fn default() -> Self {
         Config {
             ttl: Millis::secs(300),
+            explicit_only: false,
+            honour_request: false,
             statuses: vec![200, 301, 302],
             max_size: Size(2 << 20),
             shared: false,
@@ -101,6 +108,9 @@ tags: [catalogue]
         for status in self.statuses.iter().filter(|s| !(200..600).contains(*s) || matches!(s, 206 | 304)) {
             errors.push(wrong(at, "statuses", format!("answers with status {status} can not be stored")));
         }
+        if self.explicit_only && self.override_cache_control {
+            errors.push(wrong(at, "explicit_only", "`override_cache_control` says the opposite"));
+        }
         let mut vary = Vec::new();
         for name in &self.vary_headers {
             match header_name(at, "vary_headers", name) {
@@ -116,7 +126,7 @@ tags: [catalogue]
             name: String::new(),
             freshness: match self.override_cache_control {
                 true => Freshness::For { ttl, override_control: true },
-                false => Freshness::Origin { heuristic: 0.0, cap: ttl, default: Some(ttl) },
+                false => Freshness::Origin { heuristic: 0.0, cap: ttl, default: (!self.explicit_only).then_some(ttl) },
             },
             gate: Gate::Plain,
             statuses: self.statuses,
@@ -124,7 +134,7 @@ tags: [catalogue]
             stale_while_revalidate: self.stale_while_revalidate.get(),
             stale_if_error: self.stale_if_error.get(),
             tags: self.tags,
-            honour_request: false,
+            honour_request: self.honour_request,
             early_refresh_beta: 1.0,
             hit_for_miss: Duration::from_secs(5),
             lease: Duration::from_secs(10),
@@ -174,7 +184,6 @@ pub(crate) struct ResponseCache {
     by_host: bool,
     fold_case: bool,
     name: &'static str,
-    engine: Arc<Engine>,
     environment: Arc<Environment>,
 }
 
@@ -190,8 +199,6 @@ enum Decided {
     Planned,
     /// Past the cache.
     Passed,
-    /// Past the cache, and on success what is stored at this address is outdated.
-    Unsafe { target: Uri },
 }
 
 /// Longer keys end in a hash.
@@ -204,8 +211,7 @@ impl ResponseCache {
         let Rules { mut policy, shared, session_cookies, query, vary, by_host, fold_case, name } = rules;
         policy.name.clone_from(&env.scope);
         let environment: &Arc<Environment> = env.environment;
-        let engine = environment.cache.clone();
-        ResponseCache { policy: Arc::new(policy), shared, session_cookies, query, vary, by_host, fold_case, name, engine, environment: environment.clone() }
+        ResponseCache { policy: Arc::new(policy), shared, session_cookies, query, vary, by_host, fold_case, name, environment: environment.clone() }
     }
 
     /// Plans a look-up, or notes why there is none.
@@ -216,10 +222,7 @@ impl ResponseCache {
             return self.environment.metrics.plugin(self.name, "planned");
         };
         cx.report = Some(Report { fwd: Some(if reason == "method" { "method" } else { "bypass" }), detail: Some(reason), ..Report::new(Verdict::Bypass) });
-        cx.state.insert(match req.method.is_safe() {
-            true => Decided::Passed,
-            false => Decided::Unsafe { target: req.uri.clone() },
-        });
+        cx.state.insert(Decided::Passed);
         self.environment.metrics.plugin(self.name, "passed");
     }
 
@@ -247,21 +250,11 @@ impl ResponseCache {
         cache_epoch(cx.route.as_ref().map_or("", |r| &r.name)).into()
     }
 
-    /// What an unsafe request for this address outdates.
-    fn outdated(&self, cx: &RequestContext, uri: &Uri) -> Purge {
-        let address = self.address(cx, uri);
-        match self.vary.is_empty() {
-            true => Purge::Key { epoch: self.epoch(cx).to_string(), key: shortened(format!("cache:GET:{address}")) },
-            // Whatever the values of the headers are.
-            false => Purge::Url { host: cx.client.host.clone(), target: address[address.find('/').unwrap_or(0)..].to_owned() },
-        }
-    }
-
     /// Host, path and query, as far as they belong to the key. Without `|`, behind which values of headers stand.
-    fn address(&self, cx: &RequestContext, uri: &Uri) -> String {
+    fn address(&self, route: Option<&RouteRuntime>, host: &str, uri: &Uri) -> String {
         let mut address = String::new();
-        if self.by_host || cx.route.as_ref().is_some_and(|r| r.preserve_host) {
-            address.push_str(&cx.client.host);
+        if self.by_host || route.is_some_and(|route| route.preserve_host) {
+            address.push_str(host);
         }
         match self.fold_case {
             true => address.push_str(&uri.path().to_ascii_lowercase()),
@@ -275,7 +268,7 @@ impl ResponseCache {
     }
 
     fn key(&self, cx: &RequestContext, req: &request::Parts) -> String {
-        let mut key = format!("cache:GET:{}", self.address(cx, &req.uri));
+        let mut key = format!("cache:GET:{}", self.address(cx.route.as_deref(), &cx.client.host, &req.uri));
         for name in &self.vary {
             let _ = write!(key, "|{name}=");
             for (i, value) in req.headers.get_all(name).iter().enumerate() {
@@ -299,7 +292,7 @@ impl ResponseCache {
 
 impl Plugin for ResponseCache {
     fn phases(&self) -> Phases {
-        Phases::REQUEST | Phases::TO_UPSTREAM | Phases::RESPONSE
+        Phases::REQUEST | Phases::TO_UPSTREAM
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
@@ -312,7 +305,7 @@ impl Plugin for ResponseCache {
         let fill = match cx.state.get::<Decided>() {
             None => true,
             Some(Decided::Planned) => false,
-            Some(Decided::Passed | Decided::Unsafe { .. }) => return,
+            Some(Decided::Passed) => return,
         };
         // What is not in the key must not shape the answer.
         if self.query.is_some() && req.uri.query().is_some() {
@@ -329,14 +322,13 @@ impl Plugin for ResponseCache {
         }
     }
 
-    fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
-        if let Some(Decided::Unsafe { target }) = cx.state.get::<Decided>()
-            && outdated::may_have_changed(res.status)
-        {
-            let named = outdated::named(&res.headers, cx.client.scheme.as_str(), &cx.client.host, target);
-            let all: Vec<Purge> = std::iter::once(target).chain(&named).map(|uri| self.outdated(cx, uri)).collect();
-            self.engine.invalidate(&all);
-        }
+    fn holds(&self, route: &RouteRuntime, host: &str, uri: &Uri) -> Option<Purge> {
+        let address = self.address(Some(route), host, uri);
+        Some(match self.vary.is_empty() {
+            true => Purge::Key { epoch: cache_epoch(&route.name), key: shortened(format!("cache:GET:{address}")) },
+            // Whatever the values of the headers are.
+            false => Purge::Url { host: host.to_owned(), target: address[address.find('/').unwrap_or(0)..].to_owned() },
+        })
     }
 }
 
@@ -394,6 +386,9 @@ mod tests {
         assert_eq!((policy.statuses.as_slice(), policy.max_size), ([200, 404].as_slice(), 1024));
         assert_eq!((policy.stale_while_revalidate, policy.stale_if_error), (Duration::from_secs(10), Duration::from_secs(3600)));
         assert_eq!(policy.tags, ["a", "b"]);
+        let plan = run("{ttl: 1m, explicit_only: true, honour_request: true}", get("/")).await.cx.plan.unwrap();
+        let expected = Freshness::Origin { heuristic: 0.0, cap: Duration::from_secs(60), default: None };
+        assert_eq!((&plan.policy.freshness, plan.policy.honour_request), (&expected, true));
     }
 
     #[tokio::test]
@@ -513,26 +508,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_engine_keeps_what_is_planned_until_an_unsafe_request_succeeds() {
+    async fn the_engine_keeps_what_is_planned() {
         let rig = Rig::new(&[("response-cache", "{}")]);
         let plan = rig.run(get("/api/home?b=1&a=2")).await.cx.plan.unwrap();
         let origin = Arc::new(Origin(0.into()));
         assert_eq!(served(&rig, &plan, &origin).await, "1");
         assert_eq!(served(&rig, &plan, &origin).await, "1");
-        // Another URL, and a failure, leave it.
-        rig.run(ask("POST", "/api/home")).await;
-        let failing = Rig::with(rig.environment.clone(), &crate::register(), &[("response-cache", "{}")]).upstream_status(409);
-        failing.run(ask("DELETE", "/api/home?a=2&b=1")).await;
-        tokio::task::yield_now().await;
-        assert_eq!(served(&rig, &plan, &origin).await, "1");
-        rig.run(ask("PUT", "/api/home?a=2&b=1").with("Authorization", "Bearer x")).await;
-        for _ in 0..1000 {
-            if rig.environment.cache.peek(&plan.epoch, &plan.key).is_none() {
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-        assert_eq!(served(&rig, &plan, &origin).await, "2");
     }
 
     #[tokio::test]
@@ -548,6 +529,7 @@ mod tests {
             ("statuses: [99]", "99"),
             ("vary_headers: ['a b']", "not a header name"),
             ("ttl: soon", ""),
+            ("{explicit_only: true, override_cache_control: true}", "opposite"),
         ] {
             let text = crate::testing::errors("response-cache", config).iter().map(ToString::to_string).collect::<String>();
             assert!(text.contains(says), "{config}: {text}");
@@ -560,7 +542,6 @@ mod tests {
             let plugin = ResponseCache {
                 policy: Arc::new(policy()), shared: false, session_cookies: vec![], query: None, vary: vec![], by_host: false,
                 fold_case: false, name: Config::NAME,
-                engine: crate::testing::environment(weir_store::Store::memory()).cache.clone(),
                 environment: crate::testing::environment(weir_store::Store::memory()),
             };
             let one = plugin.kept_query(Some(&pairs.join("&")));

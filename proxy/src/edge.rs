@@ -104,8 +104,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         }
         class => {
             if !request.method.is_safe() {
-                let https = work.cx.client.scheme == Scheme::Https;
-                work.cx.state.insert(purging::Unsafe { https, host: work.cx.client.host.clone(), uri: request.uri.clone() });
+                work.cx.state.insert(purging::Unsafe::of(&request));
             }
             work.bypass(name(class));
         }

@@ -50,6 +50,7 @@ pub enum Served {
 /// Where the entry was found.
 struct Place<'l> {
     edge: &'l EdgeRules,
+    epoch: &'l str,
     counters: &'l HitCounters,
 }
 
@@ -57,6 +58,7 @@ struct Place<'l> {
 struct Hit<'a> {
     entry: &'a Entry,
     variant: &'a Variant,
+    accepted: Accepted,
     /// The client has it already: a 304.
     held: bool,
     now: u64,
@@ -72,7 +74,9 @@ impl Lane {
         let live = door.weir.live.load();
         let Some(head) = h1::peek(&wire.received, live.settings.max_head) else { return Served::No };
         let Some((entry, place)) = self.find(door, &live, peer, &head) else { return Served::No };
-        let Some(hit) = Hit::of(&entry, &head, door.weir.environment.cache.clock().now_ms()) else { return Served::No };
+        let cache = &door.weir.environment.cache;
+        let Some(hit) = Hit::of(&entry, &head, cache.clock().now_ms()) else { return Served::No };
+        cache.wish(place.epoch, &self.key, "", &entry, &hit.accepted);
 
         let id = RequestId::random();
         self.tail.clear();
@@ -102,7 +106,9 @@ impl Lane {
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         let Some(head) = Peeked::of(method, uri, headers) else { return false };
         let Some((entry, place)) = self.find(door, &live, peer, &head) else { return false };
-        let Some(hit) = Hit::of(&entry, &head, door.weir.environment.cache.clock().now_ms()) else { return false };
+        let cache = &door.weir.environment.cache;
+        let Some(hit) = Hit::of(&entry, &head, cache.clock().now_ms()) else { return false };
+        cache.wish(place.epoch, &self.key, "", &entry, &hit.accepted);
 
         let id = RequestId::random();
         let mut response = Response::new(());
@@ -155,7 +161,7 @@ impl Lane {
         }
         let (host, target) = place.parts(&self.key);
         door.weir.popular.asked(host, target);
-        Some((entry, Place { edge, counters: edge.hits.get(place.rule)? }))
+        Some((entry, Place { edge, epoch: place.epoch, counters: edge.hits.get(place.rule)? }))
     }
 }
 
@@ -163,7 +169,7 @@ impl<'a> Hit<'a> {
     /// `None`: this form of answer is the general lane's.
     fn of(entry: &'a Entry, head: &Peeked<'_>, now: u64) -> Option<Hit<'a>> {
         let accepted = Accepted::of(head.accept_encoding);
-        let whole = Hit { entry, variant: entry.pick_for(&accepted), held: false, now };
+        let whole = Hit { entry, variant: entry.pick_for(&accepted), accepted, held: false, now };
         if entry.meta().status != 200 {
             return (head.range.is_none() && matches!(entry.meta().status, 404 | 410)).then_some(whole);
         }

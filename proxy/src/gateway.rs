@@ -67,6 +67,9 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         let chain = snapshot.no_route.clone();
         return work.error(&chain, StatusCode::NOT_FOUND, "no Route matched with those values").await;
     };
+    if !request.method.is_safe() {
+        work.cx.state.insert(crate::purging::Unsafe::of(&request));
+    }
     let route = snapshot.routes[found.route].clone();
     let prefix_len = found.prefix_len;
     // A path that was normal as it came needs no copy.

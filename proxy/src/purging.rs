@@ -4,10 +4,11 @@ use crate::{
     live::{EdgeRules, Live, Weir},
     warm,
 };
-use http::{HeaderMap, Uri, header, response};
+use http::{HeaderMap, Method, Uri, header, request, response};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use weir_cache::{Purge, PurgeReport, outdated};
 use weir_config::PurgeAccess;
+use weir_gateway::{Client, router};
 
 /// Pages that are asked for again after a purge, at most.
 const WARMED: usize = 1000;
@@ -26,33 +27,49 @@ pub fn page(live: &Live, host: &str, uri: &Uri) -> Result<Vec<Purge>, String> {
         .collect()
 }
 
-/// An unsafe request for a page, among the extensions of its context: if it succeeds, the page is out of date (RFC 9111 section 4.4).
+/// An unsafe request as it came, among the extensions of its context: if it succeeds, what is stored at its address is out of date (RFC 9111
+/// section 4.4).
 #[derive(Debug, Clone)]
 pub struct Unsafe {
-    /// As the client asked.
-    pub https: bool,
-    /// The client's `Host`.
-    pub host: String,
-    /// Its target.
-    pub uri: Uri,
+    uri: Uri,
+    headers: HeaderMap,
 }
 
-/// Forgets what a successful unsafe request outdates: its own page, and those that its answer names. Rules may say that theirs do not go so.
-pub fn outdate(weir: &Arc<Weir>, edge: &EdgeRules, request: &Unsafe, answer: &response::Parts) {
+impl Unsafe {
+    /// Of this request.
+    pub fn of(request: &request::Parts) -> Unsafe {
+        Unsafe { uri: request.uri.clone(), headers: request.headers.clone() }
+    }
+}
+
+/// Forgets what a successful unsafe request outdates: what is stored at its own address, and at those that its answer names: the page, if a rule
+/// keeps it (rules may say that theirs do not go so), and what the route holds that a GET for it would take. A page's address means both schemes.
+pub fn outdate(weir: &Arc<Weir>, live: &Live, client: &Client, request: &Unsafe, answer: &response::Parts) {
     if !outdated::may_have_changed(answer.status) {
         return;
     }
-    let scheme = if request.https { "https" } else { "http" };
-    let named = outdated::named(&answer.headers, scheme, &request.host, &request.uri);
-    let keys: Vec<Purge> = std::iter::once(&request.uri)
-        .chain(&named)
-        .flat_map(|uri| [false, true].map(|https| edge.pages.plan(https, &request.host, uri)))
-        .flatten()
-        .filter(|plan| plan.page.rule.invalidate)
-        .map(|plan| Purge::Key { epoch: plan.plan.epoch.to_string(), key: plan.plan.key })
-        .collect();
-    if !keys.is_empty() {
-        weir.environment.cache.invalidate(&keys);
+    let host = &client.host;
+    let named = outdated::named(&answer.headers, client.scheme.as_str(), host, &request.uri);
+    let mut all = Vec::new();
+    for uri in std::iter::once(&request.uri).chain(&named) {
+        let pages = live.edge.iter().flat_map(|edge| [false, true].map(|https| edge.pages.plan(https, host, uri))).flatten();
+        let pages = pages.filter(|plan| plan.page.rule.invalidate);
+        all.extend(pages.map(|plan| Purge::Key { epoch: plan.plan.epoch.to_string(), key: plan.plan.key }));
+        let found = live.snapshot.router.find(&router::Query {
+            scheme: client.scheme.as_str(),
+            method: &Method::GET,
+            host,
+            port: client.port,
+            path: uri.path(),
+            headers: &request.headers,
+            sni: client.sni.as_deref(),
+        });
+        if let Some(route) = found.and_then(|found| live.snapshot.routes.get(found.route)) {
+            all.extend(route.chains.base.holds(route, host, uri));
+        }
+    }
+    if !all.is_empty() {
+        weir.environment.cache.invalidate(&all);
     }
 }
 

@@ -68,9 +68,9 @@ impl<D: Downstream> Work<'_, D> {
     fn finish_head(&mut self, parts: &mut response::Parts) {
         self.cx.status = parts.status.as_u16();
         if !self.method.is_safe()
-            && let (Some(request), Some(edge)) = (self.cx.state.get::<crate::purging::Unsafe>(), &self.live.edge)
+            && let Some(request) = self.cx.state.get::<crate::purging::Unsafe>()
         {
-            crate::purging::outdate(self.weir, edge, request, parts);
+            crate::purging::outdate(self.weir, &self.live, &self.cx.client, request, parts);
         }
         let headers = &mut parts.headers;
         headers.remove(WEIR_CACHE_CONTROL);
@@ -510,9 +510,18 @@ impl<D: Downstream> Work<'_, D> {
                 let length = stream.parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
                 let empty = matches!(stream.parts.status.as_u16(), 204 | 304);
                 self.streamed(chain, stream.parts, &mut *body, length, empty).await;
-                if let (Some(reason), Some(report)) = (body.refused(), &mut self.cx.report) {
-                    (report.stored, report.detail) = (false, Some(reason));
-                    self.weir.environment.metrics.cache_reason(&plan.policy.name, reason);
+                if let Some(report) = &mut self.cx.report {
+                    // The head went out before this was known; the log can still tell.
+                    match body.refused() {
+                        Some(reason) if report.detail != Some(reason) => {
+                            (report.stored, report.detail) = (false, Some(reason));
+                            self.weir.environment.metrics.cache_reason(&plan.policy.name, reason);
+                        }
+                        None if report.detail == Some(weir_cache::reasons::UNDECIDED) && self.cx.failure.is_none() => {
+                            (report.stored, report.detail) = (true, None);
+                        }
+                        _ => {}
+                    }
                 }
             }
             Outcome::Failed(error, report) => {

@@ -54,6 +54,11 @@ impl MemoryBlobs {
         self.entries.of(key).get(key, now).is_some_and(|(entry, _)| entry.value.as_ref().is_some_and(|(_, end)| *end > now))
     }
 
+    /// `key`, sharing the memory of the blob's own if there is one.
+    pub(super) fn key(&self, key: &str) -> Arc<str> {
+        self.entries.of(key).key(key).unwrap_or_else(|| key.into())
+    }
+
     /// Frees space until the bound is met, or all there is was freed.
     fn make_room(&self) {
         let shards = self.entries.count();

@@ -16,30 +16,39 @@ use tokio::time::Instant;
 const LOOKED_AT: usize = 3;
 
 struct Row {
-    names: Vec<String>,
+    names: Box<[Arc<str>]>,
     stamp: u64,
     end: Instant,
 }
 
+/// A name and a key that has it. Both are kept once and shared: there are several members for each entry.
+type Member = (Arc<str>, Arc<str>);
+
 #[derive(Default)]
 struct Rows {
     by_key: BTreeMap<Arc<str>, Row>,
-    /// Name, NUL, key.
-    members: BTreeSet<Vec<u8>>,
+    members: BTreeSet<Member>,
     next_stamp: u64,
     /// The key at which the sweep goes on.
     swept: Option<Arc<str>>,
 }
 
-fn member(name: &str, key: &str) -> Vec<u8> {
+/// A member as a place in a [`Cursor`]: name, NUL, key. Names have no NUL.
+fn place_of((name, key): &Member) -> Vec<u8> {
     [name.as_bytes(), b"\0", key.as_bytes()].concat()
+}
+
+fn member_of(place: &[u8]) -> Member {
+    let text = String::from_utf8_lossy(place);
+    let (name, key) = text.split_once('\0').unwrap_or((&text, ""));
+    (name.into(), key.into())
 }
 
 impl Rows {
     fn forget(&mut self, key: &str) -> bool {
-        let Some(row) = self.by_key.remove(key) else { return false };
-        for name in &row.names {
-            self.members.remove(&member(name, key));
+        let Some((key, row)) = self.by_key.remove_entry(key) else { return false };
+        for name in row.names {
+            self.members.remove(&(name, key.clone()));
         }
         true
     }
@@ -80,13 +89,14 @@ impl Index for MemoryIndex {
         let mut rows = self.rows.lock();
         rows.sweep(&self.blobs, now);
         rows.forget(key);
-        let names: Vec<String> = names.iter().map(|name| index_name(name).into_owned()).collect();
+        let key = self.blobs.key(key);
+        let names: Box<[Arc<str>]> = names.iter().map(|name| index_name(name).into()).collect();
         for name in &names {
-            rows.members.insert(member(name, key));
+            rows.members.insert((name.clone(), key.clone()));
         }
         rows.next_stamp += 1;
         let stamp = rows.next_stamp;
-        rows.by_key.insert(key.into(), Row { names, stamp, end: after(now, ttl) });
+        rows.by_key.insert(key, Row { names, stamp, end: after(now, ttl) });
         Ok(())
     }
 
@@ -94,27 +104,28 @@ impl Index for MemoryIndex {
         self.calls.count();
         let now = Instant::now();
         let rows = self.rows.lock();
-        let (first, fits): (Vec<u8>, Vec<u8>) = match named {
-            Named::Exactly(name) => (member(&index_name(name), ""), member(&index_name(name), "")),
-            Named::Prefix(prefix) => (index_name(prefix).as_bytes().to_vec(), index_name(prefix).as_bytes().to_vec()),
+        let (name, whole) = match named {
+            Named::Exactly(name) => (index_name(name), true),
+            Named::Prefix(prefix) => (index_name(prefix), false),
         };
+        let fits = |there: &str| if whole { there == name } else { there.starts_with(&*name) };
         let first = match from.and_then(|cursor| cursor.0.first()) {
-            Some(Some(place)) => Excluded(place.clone()),
-            _ => Included(first),
+            Some(Some(place)) => Excluded(member_of(place)),
+            _ => Included((Arc::from(&*name), Arc::default())),
         };
         let limit = limit.max(1);
         let (mut entries, mut last, mut seen) = (BTreeMap::new(), None, 0);
-        for member in rows.members.range((first, Unbounded)).take_while(|member| member.starts_with(&fits)).take(limit) {
+        for member in rows.members.range((first, Unbounded)).take_while(|(there, _)| fits(there)).take(limit) {
             seen += 1;
-            last = Some(member.clone());
-            let start = member.iter().position(|byte| *byte == 0).map_or(0, |nul| nul + 1);
-            let Ok(key) = std::str::from_utf8(&member[start..]) else { continue };
+            last = Some(member);
+            let key = &*member.1;
             if let Some(row) = rows.by_key.get(key).filter(|row| row.end > now) {
-                entries.entry(key).or_insert_with(|| Indexed { key: key.to_owned(), names: row.names.clone(), stamp: row.stamp });
+                let names = || row.names.iter().map(|name| name.to_string()).collect();
+                entries.entry(key).or_insert_with(|| Indexed { key: key.to_owned(), names: names(), stamp: row.stamp });
             }
         }
         let entries = entries.into_values().collect();
-        Ok(Found { entries, next: last.filter(|_| seen == limit).map(|last| Cursor(vec![Some(last)])) })
+        Ok(Found { entries, next: last.filter(|_| seen == limit).map(|last| Cursor(vec![Some(place_of(last))])) })
     }
 
     async fn remove(&self, entries: &[Indexed]) -> StoreResult<u64> {

@@ -44,6 +44,11 @@ impl<V> Shard<V> {
         self.slots.get(key).filter(|s| s.expires > now).map(|s| (&s.value, s.expires))
     }
 
+    /// `key` as it is kept here, dead or alive: for others who keep it too.
+    pub(super) fn key(&self, key: &str) -> Option<Arc<str>> {
+        self.slots.get_key_value(key).map(|(key, _)| key.clone())
+    }
+
     /// The live value under `key`, and its end, to be changed.
     pub(super) fn get_mut(&mut self, key: &str, now: Instant) -> Option<(&mut V, &mut Instant)> {
         self.slots.get_mut(key).filter(|s| s.expires > now).map(|s| (&mut s.value, &mut s.expires))
