@@ -317,7 +317,8 @@ impl<'a> Call<'a> {
                 false => self.stale(entry, None, "unconfirmed"),
             });
         }
-        policy::stale_if_error(entry, &self.wants, now).then(|| self.stale(entry, None, "stale-if-error"))
+        let why = if self.engine.trust.covers(entry.response_ms(), now) { "stale-if-error" } else { "unconfirmed" };
+        policy::stale_if_error(entry, &self.wants, now).then(|| self.stale(entry, None, why))
     }
 
     fn found(&mut self, found: &Found, first: bool, note: Option<&'static str>) -> Option<Outcome> {

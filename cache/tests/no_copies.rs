@@ -33,10 +33,14 @@ async fn a_hit_in_memory_allocates_nothing() {
     let origin = Origin::always(Reply::page(&"shoes ".repeat(2000)));
     machine.ask(&plan, &get(&[]), &origin).await;
     while machine.engine.peek("v1", &plan.key).is_none_or(|entry| entry.variants().count() < 4) {
+        for coding in ["br", "zstd", "gzip"] {
+            machine.ask(&plan, &get(&[("accept-encoding", coding)]), &origin).await;
+        }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
     let mut out = Vec::with_capacity(32 * 1024);
     let key = plan.key.as_str();
+    let hits = machine.engine.stats().memory_hits;
     let before = COUNT.get();
     for _ in 0..100 {
         out.clear();
@@ -64,7 +68,7 @@ async fn a_hit_in_memory_allocates_nothing() {
         assert_eq!(held, etag == "*");
     }
     assert!(out.ends_with(b"shoes </html>"));
-    assert_eq!(machine.engine.stats().memory_hits, 100);
+    assert_eq!(machine.engine.stats().memory_hits - hits, 100);
     // One buffer is shared by memory and the embedded store.
     let entry = machine.engine.peek("v1", key).expect("stored");
     assert!(entry.raw().as_ptr_range().contains(&entry.body().as_ptr()));
