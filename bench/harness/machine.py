@@ -3,10 +3,17 @@
 import datetime
 import os
 import platform
+import resource
 
 
 def now():
     return datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+
+
+def open_files():
+    """Descriptors that a process may have at most."""
+    hard, most = resource.getrlimit(resource.RLIMIT_NOFILE)[1], 200_000
+    return most if hard == resource.RLIM_INFINITY else min(hard, most)
 
 
 def describe():
