@@ -74,6 +74,8 @@ struct State {
     /// The last number that was forgotten.
     forgotten: u64,
     running: VecDeque<u64>,
+    /// Own purges that are not through with the store, by number.
+    sweeping: Vec<u64>,
     puts: VecDeque<(Instant, Put)>,
 }
 
@@ -97,14 +99,40 @@ impl State {
 /// See the module.
 #[derive(Default)]
 pub(crate) struct Recent {
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
     number: AtomicU64,
+}
+
+/// A purge of this process is on its way through the store. Over when it is dropped.
+pub(crate) struct Sweeping {
+    number: u64,
+    state: Arc<Mutex<State>>,
+}
+
+impl Drop for Sweeping {
+    fn drop(&mut self) {
+        self.state.lock().sweeping.retain(|number| *number != self.number);
+    }
 }
 
 impl Recent {
     /// Now.
     pub(crate) fn mark(&self) -> u64 {
         self.number.load(Ordering::Acquire)
+    }
+
+    /// [`Recent::mark`] for reading from the store: before the own purges that are not through with it, since what they mean may still lie there.
+    pub(crate) fn read_mark(&self) -> u64 {
+        let state = self.state.lock();
+        let oldest = state.sweeping.iter().min().map(|number| number - 1);
+        oldest.unwrap_or_else(|| self.number.load(Ordering::Relaxed))
+    }
+
+    /// A purge of this process is about to be noted.
+    pub(crate) fn sweeping(&self) -> Sweeping {
+        let number = self.mark() + 1;
+        self.state.lock().sweeping.push(number);
+        Sweeping { number, state: self.state.clone() }
     }
 
     /// Notes a purge (in canonical form) that begins, or ends, here.

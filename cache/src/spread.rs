@@ -12,7 +12,7 @@ use crate::{
     codec::{self, Stored},
     memory::{Slot, StoredKey},
     purge,
-    recent::Put,
+    recent::{Put, Sweeping},
     serve::AUTHORIZED,
     tier::FILLS,
     trust::{self, COUNT_TIME, PURGES},
@@ -72,6 +72,8 @@ struct Begun {
     removal: Removal,
     /// What it met here.
     here: Vec<StoredKey>,
+    /// Until it is through with the store.
+    _sweeping: Sweeping,
 }
 
 /// What the store's part of a purge came to.
@@ -98,13 +100,14 @@ impl Engine {
     fn begin_purge(&self, what: &Purge, soft: bool) -> Begun {
         let what = Arc::new(what.canonical());
         let removal = Removal { from: self.id, id: fastrand::u64(1..), soft, at: self.clock.now_ms(), done: false, number: 0, what: (*what).clone() };
+        let sweeping = self.recent.sweeping();
         let here = self.first_walk(&what, soft, removal.at);
-        Begun { what, removal, here }
+        Begun { what, removal, here, _sweeping: sweeping }
     }
 
     /// Its way through the store, and to the others.
     async fn finish_purge(&self, begun: Begun) -> PurgeReport {
-        let Begun { what, mut removal, here } = begun;
+        let Begun { what, mut removal, here, _sweeping } = begun;
         let soft = removal.soft;
         // A single page is through with the store so soon that one message does.
         let single = matches!(*what, Purge::Key { .. } | Purge::Url { .. });

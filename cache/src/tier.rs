@@ -91,7 +91,7 @@ impl Engine {
 
     /// What lies under a key. What can not be read counts as absent, and so does what a purge met on its way here.
     pub(crate) async fn read(&self, key: &StoredKey) -> StoreResult<Read> {
-        let mark = self.recent.mark();
+        let mark = self.recent.read_mark();
         let absent = Read { stored: None, mark };
         let found = self.complain("get", self.store.blobs.get(&key.store_key("cache")).await);
         let Some(blob) = (match found {

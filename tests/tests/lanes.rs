@@ -13,7 +13,8 @@ async fn both(shop: &Shop, change: impl Fn(Config) -> Config) -> [Weir; 2] {
     made.try_into().unwrap_or_else(|_| unreachable!("two were made"))
 }
 
-/// What of an answer must be equal: all but what belongs to one exchange or to the moment.
+/// What of an answer must be equal: all but what belongs to one exchange or to the moment (such as whether a fetched body was there at once, so that
+/// it was decided already that it is stored).
 fn essence(answer: Result<Answer, Broken>) -> String {
     match answer {
         Ok(answer) => {
@@ -22,7 +23,7 @@ fn essence(answer: Result<Answer, Broken>) -> String {
                 .iter()
                 .filter(|(name, _)| !matches!(name.as_str(), "x-request-id" | "date" | "age" | "x-cache-age" | "x-cache-ttl" | "set-cookie" | "x-weir-response-latency"))
                 .map(|(name, value)| {
-                    let value = if name == "cache-status" { value.split("; ").filter(|p| !p.starts_with("ttl=")).collect::<Vec<_>>().join("; ") } else { value.clone() };
+                    let value = if name == "cache-status" { value.split("; ").filter(|p| !p.starts_with("ttl=") && !matches!(*p, "stored" | "detail=streaming")).collect::<Vec<_>>().join("; ") } else { value.clone() };
                     format!("{name}: {value}")
                 })
                 .collect();
