@@ -1,23 +1,12 @@
 //! Redis goes away and comes back. No test asserts how long a thing took, only that it comes to pass.
 
 use bytes::Bytes;
-use std::future::Future;
 use std::time::Duration;
 use weir_store::limits::{How, Method, Rule, Span};
-use weir_store::testing::{RedisServer, free_port};
+use weir_store::testing::{RedisServer, eventually, free_port};
 use weir_store::*;
 
 const LONG: Duration = Duration::from_secs(60);
-
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
-    for _ in 0..2000 {
-        if let Some(value) = probe().await {
-            return value;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("never came to pass: {what}");
-}
 
 /// The next message. Fails after 20 s.
 async fn next(subscription: &mut Subscription) -> Message {

@@ -1,25 +1,13 @@
 //! A real cluster of three masters, and a master with a replica behind three sentinels.
 
 use bytes::Bytes;
-use std::future::Future;
 use std::process::Command;
 use std::time::Duration;
 use weir_store::limits::{How, Method, Rule, Span};
-use weir_store::testing::{RedisServer, free_port};
+use weir_store::testing::{RedisServer, eventually, free_port};
 use weir_store::*;
 
 const LONG: Duration = Duration::from_secs(60);
-
-/// Polls until `probe` gives something. Fails after 60 s: a failover takes some.
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
-    for _ in 0..1200 {
-        if let Some(value) = probe().await {
-            return value;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("never came to pass: {what}");
-}
 
 fn options() -> StoreOptions {
     StoreOptions { deadline: Duration::from_secs(2), connect_timeout: Duration::from_secs(3), ..StoreOptions::default() }

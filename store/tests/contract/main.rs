@@ -12,25 +12,14 @@ use counters::*;
 use index::*;
 use ledger::*;
 use std::collections::HashSet;
-use std::future::Future;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use weir_store::limits::{Back, How, Method, Rule, Span};
+use weir_store::testing::eventually;
 use weir_store::*;
 
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(150);
-
-/// Polls until `probe` gives something. Fails after 20 s, which no working store comes near to.
-async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
-    for _ in 0..2000 {
-        if let Some(value) = probe().await {
-            return value;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    panic!("never came to pass: {what}");
-}
 
 fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
