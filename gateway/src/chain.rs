@@ -1,7 +1,7 @@
 //! Plugins in their order. A chain is compiled when the configuration is loaded: one slice of plugins for each step, so that a step
 //! costs nothing where no plugin takes part.
 
-use crate::{Flow, Phases, Plugin, Reply, RequestContext, RouteRuntime, plugin::Ending};
+use crate::{Flow, Phases, Plugin, Reply, RequestContext, RouteRuntime, plugin::Ending, sight::Sights};
 use bytes::Bytes;
 use http::{Uri, request, response};
 use std::{collections::HashMap, sync::Arc};
@@ -32,6 +32,7 @@ pub struct Chain {
     reads_body: Option<usize>,
     changes_bodies: bool,
     wants_log_view: bool,
+    sights: Option<Sights>,
 }
 
 impl Chain {
@@ -57,6 +58,7 @@ impl Chain {
             changes_bodies: links.iter().any(|l| l.plugin.phases().has(Phases::BODY) && l.plugin.changes_body()),
             wants_log_view: links.iter().any(|l| l.plugin.phases().has(Phases::LOG) && l.plugin.wants_log_view()),
             reads_body: links.iter().filter_map(|l| l.plugin.reads_body()).max(),
+            sights: Sights::of(links.iter().map(|l| &*l.plugin)),
             links,
         }
     }
@@ -79,6 +81,21 @@ impl Chain {
     /// Whether a plugin wants [`RequestContext::log_view`].
     pub fn wants_log_view(&self) -> bool {
         self.wants_log_view
+    }
+
+    /// All that its plugins look at or change, where that is a few fields of the heads and nothing else.
+    pub fn sights(&self) -> Option<&Sights> {
+        self.sights.as_ref()
+    }
+
+    /// Whether the request is nothing to its plugins.
+    pub fn ignores_requests(&self) -> bool {
+        self.request.is_empty() && self.to_upstream.is_empty()
+    }
+
+    /// Whether the answer is nothing to its plugins, but for the log.
+    pub fn ignores_answers(&self) -> bool {
+        self.from_upstream.is_empty() && self.response.is_empty() && self.body.is_empty() && self.end.is_empty()
     }
 
     /// Whether a plugin may change the length of answers.
@@ -159,42 +176,91 @@ impl Chains {
         self.by_consumer.values().chain([&self.base]).any(|c| c.wants_log_view())
     }
 
-    /// Runs the request steps. Authentication may name the consumer half-way: from there on the consumer's chain goes on, below the
-    /// plugins that already ran. Returns the chain whose response steps are due, and the reply if one was made.
-    pub async fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> (Arc<Chain>, Option<Reply>) {
-        let mut chain = self.of(cx.consumer.as_ref().map(|c| c.index)).clone();
-        let mut known = cx.consumer.as_ref().map(|c| c.index);
-        let mut next = 0;
-        while let Some(&i) = chain.request.get(next) {
-            next += 1;
-            let link = &chain.links[i as usize];
+    /// Before the first request step.
+    pub fn begin(&self, cx: &RequestContext) -> Progress {
+        let known = cx.consumer.as_ref().map(|c| c.index);
+        Progress { chain: self.of(known).clone(), known, next: 0, waits: false }
+    }
+
+    /// Runs the request steps from where they stand to the next one that must wait.
+    pub fn walk(&self, cx: &mut RequestContext, req: &mut request::Parts, at: &mut Progress) -> Walked {
+        while let Some(link) = at.link() {
             let phases = link.plugin.phases();
-            let mut flow = if phases.has(Phases::REQUEST) { link.plugin.request(cx, req) } else { Flow::Wait };
-            if matches!(flow, Flow::Wait) && phases.has(Phases::REQUEST_WAIT) {
-                flow = link.plugin.request_wait(cx, req).await;
-            }
-            if let Flow::Reply(reply) = flow {
-                return (chain, Some(reply));
-            }
-            let consumer = cx.consumer.as_ref().map(|c| c.index);
-            if consumer != known {
-                known = consumer;
-                let place = (std::cmp::Reverse(link.priority), link.name);
-                let own = self.of(consumer);
-                if !Arc::ptr_eq(own, &chain) {
-                    let own = own.clone();
-                    next = own
-                        .request
-                        .iter()
-                        .position(|&j| {
-                            let l = &own.links[j as usize];
-                            (std::cmp::Reverse(l.priority), l.name) > place
-                        })
-                        .unwrap_or(own.request.len());
-                    chain = own;
+            match if phases.has(Phases::REQUEST) { link.plugin.request(cx, req) } else { Flow::Wait } {
+                Flow::Reply(reply) => return Walked::Reply(Box::new(reply)),
+                Flow::Wait if phases.has(Phases::REQUEST_WAIT) => {
+                    at.waits = true;
+                    return Walked::Waits;
                 }
+                Flow::Continue | Flow::Wait => self.passed(cx, at),
             }
         }
-        (chain, None)
+        Walked::Through
     }
+
+    /// Runs the request steps to their end. Returns the chain whose response steps are due, and the reply if one was made.
+    pub async fn request(&self, cx: &mut RequestContext, req: &mut request::Parts, mut at: Progress) -> (Arc<Chain>, Option<Reply>) {
+        loop {
+            if !at.waits {
+                match self.walk(cx, req, &mut at) {
+                    Walked::Through => return (at.chain, None),
+                    Walked::Reply(reply) => return (at.chain, Some(*reply)),
+                    Walked::Waits => {}
+                }
+            }
+            at.waits = false;
+            let Some(plugin) = at.link().map(|link| link.plugin.clone()) else { continue };
+            if let Flow::Reply(reply) = plugin.request_wait(cx, req).await {
+                return (at.chain, Some(reply));
+            }
+            self.passed(cx, &mut at);
+        }
+    }
+
+    /// A step is done. Authentication may name the consumer half-way: from there on the consumer's chain goes on, below the plugins that
+    /// already ran.
+    fn passed(&self, cx: &RequestContext, at: &mut Progress) {
+        let Some(done) = at.link().map(|link| (std::cmp::Reverse(link.priority), link.name)) else { return };
+        at.next += 1;
+        let consumer = cx.consumer.as_ref().map(|c| c.index);
+        if consumer == at.known {
+            return;
+        }
+        at.known = consumer;
+        let own = self.of(consumer);
+        if !Arc::ptr_eq(own, &at.chain) {
+            let after = |j: &u16| {
+                let link = &own.links[usize::from(*j)];
+                (std::cmp::Reverse(link.priority), link.name) > done
+            };
+            at.next = own.request.iter().position(after).unwrap_or(own.request.len());
+            at.chain = own.clone();
+        }
+    }
+}
+
+/// How far a request came on its way through the request steps.
+pub struct Progress {
+    /// The chain that it is in.
+    pub chain: Arc<Chain>,
+    known: Option<usize>,
+    next: usize,
+    /// Its next step is [`Plugin::request_wait`].
+    waits: bool,
+}
+
+impl Progress {
+    fn link(&self) -> Option<&Link> {
+        self.chain.request.get(self.next).map(|i| &self.chain.links[usize::from(*i)])
+    }
+}
+
+/// Where the request steps stopped.
+pub enum Walked {
+    /// At their end.
+    Through,
+    /// A plugin answers.
+    Reply(Box<Reply>),
+    /// A plugin has to wait.
+    Waits,
 }

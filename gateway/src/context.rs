@@ -25,7 +25,8 @@ impl RequestId {
 
     /// The 32 digits.
     pub fn as_str(&self) -> &str {
-        std::str::from_utf8(&self.0).unwrap_or_default()
+        // SAFETY: `random` is the only way to make one, and writes nothing but ASCII digits and letters.
+        unsafe { std::str::from_utf8_unchecked(&self.0) }
     }
 }
 

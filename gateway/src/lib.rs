@@ -13,6 +13,7 @@ pub mod reply;
 pub mod resilience;
 pub mod router;
 mod scopes;
+pub mod sight;
 pub mod snapshot;
 pub mod tls;
 pub mod upstream;
@@ -29,8 +30,9 @@ pub fn codings(configured: &[weir_config::Encoding]) -> weir_cache::Codings {
     configured.iter().map(known).collect()
 }
 
-pub use chain::{Chain, Chains};
+pub use chain::{Chain, Chains, Progress, Walked};
 pub use context::{Client, Consumer, Identity, RequestContext, RequestId, Scheme};
 pub use plugin::{BuildEnv, Flow, Phases, Plugin, Register};
 pub use reply::Reply;
+pub use sight::Sight;
 pub use snapshot::{Environment, RouteRuntime, ServiceRuntime, Snapshot, Spoken};

@@ -43,6 +43,8 @@ pub struct Metrics {
     pub connections: IntGauge,
     /// Connections accepted.
     pub accepted: IntCounter,
+    /// Requests that the fast lane forwarded, from the first byte to the last.
+    pub fast_forwards: IntCounter,
     /// Lines of the access log that were dropped.
     pub log_dropped: IntCounter,
 }
@@ -187,6 +189,10 @@ impl Metrics {
             log_dropped: register(
                 &registry,
                 IntCounter::new("weir_access_log_dropped_total", "Lines of the access log for which there was no room."),
+            ),
+            fast_forwards: register(
+                &registry,
+                IntCounter::new("weir_fast_forwards_total", "Requests that the fast lane forwarded, from the first byte to the last."),
             ),
             resilience: ResilienceMetrics::new(&registry),
             dns: DnsMetrics::new(&registry),

@@ -1,6 +1,6 @@
 //! What a plugin is, and how the register makes one from its configuration.
 
-use crate::{Environment, Reply, RequestContext, RouteRuntime, ServiceRuntime};
+use crate::{Environment, Reply, RequestContext, RouteRuntime, ServiceRuntime, sight::Sight};
 use async_trait::async_trait;
 use bytes::Bytes;
 use http::{Uri, request, response};
@@ -83,6 +83,19 @@ pub trait BeforeSend: Send + Sync {
 pub trait Plugin: Send + Sync + 'static {
     /// The steps that this instance takes part in.
     fn phases(&self) -> Phases;
+
+    /// Which fields of a request its steps look at, set or remove. One that names them takes from the rest of the message no more than method
+    /// and target, changes of the context only what concerns the caller, and its `to_upstream` may be run once more. A chain of such plugins
+    /// costs less. Fields by which the gateway tells a service of the request (`Host`, `Via`, `X-Forwarded-*`, …) can not be named.
+    fn sees_of_request(&self) -> Sight {
+        Sight::All
+    }
+
+    /// Which fields of an answer its steps look at, set or remove. One that names them takes from the rest of the answer no more than the status
+    /// and sets neither cookies nor hidden fields in these steps.
+    fn sees_of_answer(&self) -> Sight {
+        Sight::All
+    }
 
     /// How much of the request body this plugin needs to see before its request step, in bytes; the pipeline puts it into
     /// [`RequestContext::body`]. A longer body is cut off there (and still forwarded whole).

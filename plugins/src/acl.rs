@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{collections::HashSet, sync::Arc};
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Flow, Phases, Plugin, Reply, RequestContext};
+use weir_gateway::{BuildEnv, Flow, Phases, Plugin, Reply, RequestContext, Sight};
 
 const BY: &str = "acl";
 const CONSUMER_GROUPS: HeaderName = HeaderName::from_static("x-consumer-groups");
@@ -85,6 +85,10 @@ impl Acl {
 impl Plugin for Acl {
     fn phases(&self) -> Phases {
         if self.hide { Phases::REQUEST } else { Phases::REQUEST | Phases::TO_UPSTREAM }
+    }
+
+    fn sees_of_request(&self) -> Sight {
+        Sight::Only(vec![header::ACCEPT])
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {

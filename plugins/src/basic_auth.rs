@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::sync::Arc;
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Flow, Phases, Plugin, Reply, RequestContext};
+use weir_gateway::{BuildEnv, Flow, Phases, Plugin, Reply, RequestContext, Sight};
 
 const BY: &str = "basic-auth";
 
@@ -86,6 +86,10 @@ impl BasicAuth {
 impl Plugin for BasicAuth {
     fn phases(&self) -> Phases {
         Phases::REQUEST | Phases::TO_UPSTREAM
+    }
+
+    fn sees_of_request(&self) -> Sight {
+        Sight::Only(vec![header::AUTHORIZATION, header::PROXY_AUTHORIZATION, header::ACCEPT])
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::sync::{Arc, LazyLock};
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext};
+use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext, Sight};
 
 const BY: &str = "bot-detection";
 /// Largest compiled form of a list of expressions.
@@ -111,6 +111,10 @@ struct BotDetection {
 impl Plugin for BotDetection {
     fn phases(&self) -> Phases {
         Phases::REQUEST
+    }
+
+    fn sees_of_request(&self) -> Sight {
+        Sight::Only(vec![header::USER_AGENT, header::ACCEPT])
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {

@@ -12,7 +12,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Flow, Phases, Plugin, RequestContext};
+use weir_gateway::{BuildEnv, Flow, Phases, Plugin, RequestContext, Sight};
 
 /// Gives every request an id in a header, which the upstream sees and, if asked, the client too. A request that brings an id keeps it,
 /// so that one id follows a request through several services. Fields, defaults and forms of the ids are Kong's.
@@ -100,6 +100,14 @@ impl Plugin for CorrelationId {
             true => Phases::REQUEST | Phases::RESPONSE,
             false => Phases::REQUEST,
         }
+    }
+
+    fn sees_of_request(&self) -> Sight {
+        Sight::Only(vec![self.header.clone()])
+    }
+
+    fn sees_of_answer(&self) -> Sight {
+        Sight::Only(vec![self.header.clone()])
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {

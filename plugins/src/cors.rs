@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::sync::Arc;
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext};
+use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext, Sight};
 
 /// Cross-Origin Resource Sharing: answers browsers' preflight requests, and puts the permission on answers, errors made by Weir
 /// included. Fields, defaults and headers are Kong's. Without this plugin browsers keep pages of other origins from reading answers.
@@ -348,6 +348,15 @@ fn vary_by_origin(headers: &mut HeaderMap) {
 impl Plugin for Cors {
     fn phases(&self) -> Phases {
         Phases::REQUEST | Phases::RESPONSE
+    }
+
+    fn sees_of_request(&self) -> Sight {
+        Sight::Only(vec![header::ORIGIN, header::ACCESS_CONTROL_REQUEST_METHOD, header::ACCESS_CONTROL_REQUEST_HEADERS])
+    }
+
+    fn sees_of_answer(&self) -> Sight {
+        let names = [header::ACCESS_CONTROL_ALLOW_ORIGIN, header::ACCESS_CONTROL_ALLOW_CREDENTIALS, header::ACCESS_CONTROL_EXPOSE_HEADERS];
+        Sight::Only(names.into_iter().chain([header::VARY]).collect())
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{net::IpAddr, sync::Arc};
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext};
+use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext, Sight};
 
 const BY: &str = "ip-restriction";
 
@@ -139,6 +139,10 @@ struct IpRestriction {
 impl Plugin for IpRestriction {
     fn phases(&self) -> Phases {
         Phases::REQUEST
+    }
+
+    fn sees_of_request(&self) -> Sight {
+        Sight::Only(vec![header::ACCEPT])
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {

@@ -171,7 +171,8 @@ impl Rig {
         let mut cx = RequestContext::new(ask.client);
         cx.identity = ask.identity;
         let (mut req, ()) = ask.request.into_parts();
-        let (chain, _) = self.chains.request(&mut cx, &mut req).await;
+        let begun = self.chains.begin(&cx);
+        let (chain, _) = self.chains.request(&mut cx, &mut req, begun).await;
         chain.to_upstream(&mut cx.for_fill(), &mut req);
         req
     }
@@ -190,7 +191,8 @@ impl Rig {
         if self.chains.wants_log_view() {
             cx.log_view = Some(LogView::new(&req));
         }
-        let (chain, mut reply) = self.chains.request(&mut cx, &mut req).await;
+        let begun = self.chains.begin(&cx);
+        let (chain, mut reply) = self.chains.request(&mut cx, &mut req, begun).await;
         if let Some(check) = reply.as_mut().and_then(|reply| reply.check.take()) {
             let mut hash = check.so_far;
             hash.read_ahead(&ask.body);

@@ -220,7 +220,7 @@ pub(crate) fn address(out: &mut Vec<u8>, address: IpAddr) {
 }
 
 /// Appends the time of day, as RFC 9110 section 5.6.7 writes it. Each thread formats it once a second.
-fn date(out: &mut Vec<u8>) {
+pub(crate) fn date(out: &mut Vec<u8>) {
     thread_local!(static SHOWN: RefCell<(u64, String)> = const { RefCell::new((0, String::new())) });
     let now = weir_cache::clock::now();
     SHOWN.with_borrow_mut(|(at, text)| {

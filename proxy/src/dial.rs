@@ -2,6 +2,7 @@
 //! so that taking one costs no lock. HTTP/1.1 connections carry one request at a time; an HTTP/2 connection carries many.
 
 use crate::{stream::Socket, wire::Wire};
+use ahash::RandomState;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use pingora::{
@@ -16,7 +17,7 @@ use std::{
     hash::{Hash, Hasher},
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, LazyLock, Weak,
         atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
     },
     task::{Context, Poll, Waker},
@@ -54,8 +55,10 @@ pub fn connector() -> TransportConnector {
 }
 
 /// What makes two connections interchangeable.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct PeerKey {
+    /// Of all the rest.
+    hash: u64,
     endpoint: String,
     tls: Option<(Same, ServerName<'static>)>,
     spoken: Spoken,
@@ -79,11 +82,44 @@ impl Hash for Same {
     }
 }
 
+impl Hash for PeerKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// Keys that a thread remembers.
+const KNOWN: usize = 1024;
+
+/// A service and an endpoint by their places in memory. The references beside the key see to it that nothing else comes to lie there.
+type Places = (*const ServiceRuntime, *const Endpoint);
+type Known = HashMap<Places, (Arc<PeerKey>, Weak<ServiceRuntime>, Weak<Endpoint>), RandomState>;
+
+thread_local!(static KEYS: RefCell<Known> = RefCell::default());
+
 impl PeerKey {
     /// The key of a service's connections to an endpoint.
-    pub fn new(service: &ServiceRuntime, endpoint: &Endpoint) -> Arc<PeerKey> {
+    pub fn of(service: &Arc<ServiceRuntime>, endpoint: &Arc<Endpoint>) -> Arc<PeerKey> {
+        KEYS.with_borrow_mut(|known| {
+            let places = (Arc::as_ptr(service), Arc::as_ptr(endpoint));
+            if let Some((key, ..)) = known.get(&places) {
+                return key.clone();
+            }
+            if known.len() >= KNOWN {
+                known.clear();
+            }
+            let key = Arc::new(PeerKey::new(service, endpoint));
+            known.insert(places, (key.clone(), Arc::downgrade(service), Arc::downgrade(endpoint)));
+            key
+        })
+    }
+
+    fn new(service: &ServiceRuntime, endpoint: &Endpoint) -> PeerKey {
+        // The same for all threads and for as long as the process lives: equal keys of different configurations share connections.
+        static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         let tls = service.tls.as_ref().map(|tls| (Same(tls.config.clone()), endpoint.server_name().unwrap_or(&tls.name).clone()));
-        Arc::new(PeerKey { endpoint: endpoint.name.clone(), tls, spoken: service.spoken })
+        let hash = STATE.hash_one((&endpoint.name, &tls, service.spoken));
+        PeerKey { hash, endpoint: endpoint.name.clone(), tls, spoken: service.spoken }
     }
 }
 
@@ -158,7 +194,7 @@ struct Peers {
 
 /// The connections of a thread.
 struct Pool {
-    peers: HashMap<Arc<PeerKey>, Peers>,
+    peers: HashMap<Arc<PeerKey>, Peers, RandomState>,
     swept: Instant,
 }
 
@@ -184,7 +220,7 @@ impl Pool {
     }
 }
 
-thread_local!(static POOL: RefCell<Pool> = RefCell::new(Pool { peers: HashMap::new(), swept: Instant::now() }));
+thread_local!(static POOL: RefCell<Pool> = RefCell::new(Pool { peers: HashMap::default(), swept: Instant::now() }));
 
 /// An idle connection that looks alive, or a place on one.
 pub fn reuse(key: &Arc<PeerKey>) -> Option<Connection> {
@@ -229,11 +265,11 @@ fn failed(kind: &'static str, reason: String, status: http::StatusCode) -> Fetch
 /// Opens a connection, or finds that another request has just opened one with room.
 ///
 /// Errors: 502 `dns`, `connect` or `tls`, 504 `connect-timeout`.
-pub async fn connect(connector: &TransportConnector, service: &ServiceRuntime, endpoint: &Endpoint) -> Result<Connection, FetchError> {
+pub async fn connect(connector: &TransportConnector, service: &Arc<ServiceRuntime>, endpoint: &Arc<Endpoint>) -> Result<Connection, FetchError> {
     if service.spoken == Spoken::Http1 {
         return Ok(Connection::Http1(Wire::new(open(connector, service, endpoint).await?.0)));
     }
-    let key = PeerKey::new(service, endpoint);
+    let key = PeerKey::of(service, endpoint);
     let opening = POOL.with_borrow_mut(|pool| pool.entry(key.clone()).opening.clone());
     // A burst of first requests shares one connection.
     let _alone = opening.lock().await;

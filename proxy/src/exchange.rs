@@ -281,6 +281,24 @@ pub fn over(until: Until) -> FetchError {
     FetchError { kind, reason: reason.into(), status: StatusCode::GATEWAY_TIMEOUT }
 }
 
+/// A request without a body that the fast lane has sent on a connection of the pool. The head of its answer has not been taken from what
+/// was received.
+pub struct Sent {
+    /// The connection.
+    pub wire: Wire,
+    /// What it is kept under.
+    pub key: Arc<PeerKey>,
+    /// Counts it at its endpoint.
+    pub counted: InFlight,
+    /// When it left.
+    pub at: Instant,
+}
+
+/// Waits for the head of the answer to a request that was sent already.
+pub async fn resume<D: Downstream>(sent: Sent, request: &request::Parts, upload: &mut Upload<'_, D>, limits: TryLimits) -> Result<Answered, TryError> {
+    attempt_http1(sent.wire, true, Some(sent.at), request, upload, sent.counted, sent.key, limits).await
+}
+
 /// Sends the request on a connection and waits for the head of its answer.
 pub async fn attempt<D: Downstream>(
     connection: Connection,
@@ -293,16 +311,18 @@ pub async fn attempt<D: Downstream>(
 ) -> Result<Answered, TryError> {
     let counted = InFlight::on(endpoint);
     match connection {
-        Connection::Http1(wire) => attempt_http1(wire, reused, request, upload, counted, key, limits).await,
+        Connection::Http1(wire) => attempt_http1(wire, reused, None, request, upload, counted, key, limits).await,
         Connection::Http2(place) => h2_exchange::attempt(place, reused, request, upload, counted, limits).await,
     }
 }
 
-/// Sends the request on `wire` and waits for the head of its answer. While the body goes up, an early answer is seen; while waiting,
-/// a client that vanished is noticed.
+/// Sends the request on `wire`, if it was not `sent` before, and waits for the head of its answer. While the body goes up, an early answer
+/// is seen; while waiting, a client that vanished is noticed.
+#[allow(clippy::too_many_arguments)]
 async fn attempt_http1<D: Downstream>(
     mut wire: Wire,
     reused: bool,
+    sent: Option<Instant>,
     request: &request::Parts,
     upload: &mut Upload<'_, D>,
     counted: InFlight,
@@ -316,8 +336,11 @@ async fn attempt_http1<D: Downstream>(
         RequestBody::Unknown => BodyLength::Chunked,
     };
     let mut encoder = BodyEncoder::new(length);
-    let mut head = Vec::with_capacity(1024);
-    h1::write_request_head(&mut head, request, length);
+    let mut head = Vec::new();
+    if sent.is_none() {
+        head.reserve(1024);
+        h1::write_request_head(&mut head, request, length);
+    }
     // The body seen so far leaves with the head; for a small body that is one packet and all of it.
     let mut first = Vec::new();
     let mut sent_all = upload.length == RequestBody::Empty;
@@ -354,7 +377,7 @@ async fn attempt_http1<D: Downstream>(
             Err(error) => return Err(upstream(error, false)),
         }
         if client_done || answered_early {
-            let head = Wait::Head(None);
+            let head = Wait::Head(sent);
             if !awaits_head {
                 limits.begin(&mut wire, head);
                 awaits_head = true;

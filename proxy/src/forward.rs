@@ -4,7 +4,7 @@
 use crate::{
     dial::{self, PeerKey},
     downstream::{ClientError, Downstream},
-    exchange::{self, Answered, CALLERS_DEADLINE, TryError, TryLimits, Upload},
+    exchange::{self, Answered, CALLERS_DEADLINE, Sent, TryError, TryLimits, Upload},
     grpc,
 };
 use http::{StatusCode, header, request};
@@ -31,6 +31,14 @@ pub enum ForwardError {
     Refused(Box<Reply>),
 }
 
+/// A first try that the fast lane has made, as far as it came.
+pub struct Begun {
+    /// The endpoint that was picked.
+    pub endpoint: Arc<Endpoint>,
+    /// The request, if it was sent.
+    pub sent: Option<Sent>,
+}
+
 /// Sends the request to an endpoint of the service and waits for the head of an answer. A request is sent once more only if it is
 /// known not to have been seen (no connection could be made, or a pooled one was closed under us before an answer) or if it is
 /// idempotent (RFC 9110 section 9.2.2) and nothing was answered, or one of the statuses that the configuration names; and in either case only
@@ -41,6 +49,7 @@ pub async fn forward<D: Downstream>(
     cx: &mut RequestContext,
     request: &request::Parts,
     upload: &mut Upload<'_, D>,
+    mut begun_before: Option<Begun>,
 ) -> Result<Answered, ForwardError> {
     let care = &service.care;
     let now = Instant::now();
@@ -74,7 +83,15 @@ pub async fn forward<D: Downstream>(
     let mut request = Cow::Borrowed(request);
     let mut fresh_only = false;
     let failed = loop {
-        let (endpoint, mut own) = tries.next()?;
+        let begun_before = begun_before.take();
+        let (endpoint, mut own) = match &begun_before {
+            // The fast lane knows no circuits: there is no pass to ask for.
+            Some(begun) => {
+                tries.made += 1;
+                (begun.endpoint.clone(), None)
+            }
+            None => tries.next()?,
+        };
         if let Some(until) = until {
             care.deadlines.tell(&mut request.to_mut().headers, until, Instant::now());
         }
@@ -84,34 +101,39 @@ pub async fn forward<D: Downstream>(
         }
         cx.tries += 1;
         cx.endpoint = Some(endpoint.clone());
-        let begun = Instant::now();
-        let key = PeerKey::new(service, &endpoint);
-        let connected = match if fresh_only { None } else { dial::reuse(&key) } {
-            Some(wire) => Ok((wire, true)),
-            None => connect(connector, service, &endpoint, until).await.map(|wire| (wire, false)),
-        };
-        let (wire, reused) = match connected {
-            Ok(connected) => connected,
-            Err(error) if error.kind == CALLERS_DEADLINE => break error,
-            Err(error) => {
-                let late = error.status == StatusCode::GATEWAY_TIMEOUT;
-                service.upstream.report(&endpoint, if late { Outcome::TimedOut } else { Outcome::NotConnected });
-                tell(&mut own, Verdict::Failure);
-                tries.tried.push(endpoint);
-                // It was not sent: whatever its method is.
-                if tries.again(&error).await {
-                    continue;
+        let sent = begun_before.and_then(|begun| begun.sent);
+        let begun = sent.as_ref().map_or_else(Instant::now, |sent| sent.at);
+        let answer = if let Some(sent) = sent {
+            exchange::resume(sent, &request, upload, limits).await
+        } else {
+            let key = PeerKey::of(service, &endpoint);
+            let connected = match if fresh_only { None } else { dial::reuse(&key) } {
+                Some(wire) => Ok((wire, true)),
+                None => connect(connector, service, &endpoint, until).await.map(|wire| (wire, false)),
+            };
+            let (wire, reused) = match connected {
+                Ok(connected) => connected,
+                Err(error) if error.kind == CALLERS_DEADLINE => break error,
+                Err(error) => {
+                    let late = error.status == StatusCode::GATEWAY_TIMEOUT;
+                    service.upstream.report(&endpoint, if late { Outcome::TimedOut } else { Outcome::NotConnected });
+                    tell(&mut own, Verdict::Failure);
+                    tries.tried.push(endpoint);
+                    // It was not sent: whatever its method is.
+                    if tries.again(&error).await {
+                        continue;
+                    }
+                    break error;
                 }
-                break error;
+            };
+            if let Some(gate) = cx.before_send.take()
+                && let Err(reply) = gate.before_send().await
+            {
+                return Err(ForwardError::Refused(Box::new(reply)));
             }
+            cx.sent = true;
+            exchange::attempt(wire, reused, &request, upload, &endpoint, key, limits).await
         };
-        if let Some(gate) = cx.before_send.take()
-            && let Err(reply) = gate.before_send().await
-        {
-            return Err(ForwardError::Refused(Box::new(reply)));
-        }
-        cx.sent = true;
-        let answer = exchange::attempt(wire, reused, &request, upload, &endpoint, key, limits).await;
         cx.bytes.0 = upload.seen.len() as u64 + upload.taken;
         let harmless = upload.repeatable() && request.method.is_idempotent();
         match answer {
@@ -203,8 +225,8 @@ async fn place<D: Downstream>(
 /// Opens a connection while there is time.
 async fn connect(
     connector: &TransportConnector,
-    service: &ServiceRuntime,
-    endpoint: &Endpoint,
+    service: &Arc<ServiceRuntime>,
+    endpoint: &Arc<Endpoint>,
     until: Option<Until>,
 ) -> Result<dial::Connection, FetchError> {
     let connect = dial::connect(connector, service, endpoint);

@@ -1,11 +1,18 @@
 //! The gateway's way of a request: route, chain, cache, service.
 
-use crate::{downstream::{Downstream, RequestBody}, origin::OriginFetch, times::KONG_REQUEST_ID, work::{Work, wants_upgrade}};
+use crate::{
+    downstream::{Downstream, RequestBody},
+    forward::Begun,
+    live::Live,
+    origin::OriginFetch,
+    times::KONG_REQUEST_ID,
+    work::{Work, wants_upgrade},
+};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, Version, header, request, uri::PathAndQuery};
 use std::{borrow::Cow, net::IpAddr, ops::Range, sync::Arc};
 use weir_config::{HeaderNames, PathHandling};
-use weir_gateway::{Chain, Reply, RequestContext, RouteRuntime, Scheme, ServiceRuntime, context::LogView, router};
+use weir_gateway::{Chain, Progress, Reply, RequestContext, RouteRuntime, Scheme, ServiceRuntime, context::LogView, router};
 
 const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-prefix");
 const X_FORWARDED_PATH: HeaderName = HeaderName::from_static("x-forwarded-path");
@@ -93,7 +100,69 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     {
         return;
     }
-    let (chain, reply) = route.chains.request(&mut work.cx, &mut request).await;
+    let begun = route.chains.begin(&work.cx);
+    let (chain, reply) = route.chains.request(&mut work.cx, &mut request, begun).await;
+    answer(work, request, &route, chain, reply, path, prefix_len).await;
+}
+
+/// A request that the fast lane began and does not finish.
+pub struct Handed {
+    /// The configuration that it began with.
+    pub live: Arc<Live>,
+    /// What is known of it.
+    pub cx: RequestContext,
+    /// How far it came.
+    pub stage: Stage,
+}
+
+/// How far the fast lane came with a request.
+pub struct Stage {
+    /// Its route.
+    pub route: Arc<RouteRuntime>,
+    /// Bytes of the path that the route's path matched.
+    pub prefix_len: usize,
+    /// How far its plugins came.
+    pub progress: Progress,
+    /// What one of them answers.
+    pub reply: Option<Box<Reply>>,
+    /// The fields that its plugins look at, as they left them; `None`: they look at none.
+    pub fields: Option<HeaderMap>,
+    /// The service was chosen, and perhaps asked.
+    pub begun: Option<Begun>,
+}
+
+/// Serves a request from where the fast lane left it.
+pub async fn go_on<D: Downstream>(work: &mut Work<'_, D>, mut request: request::Parts, stage: Stage) {
+    strip_identity(&mut request.headers);
+    let Stage { route, prefix_len, progress, reply, fields, begun } = stage;
+    work.shown.times = work.live.snapshot.headers;
+    work.label.clone_from(&route.name);
+    work.begun = begun;
+    if let (Some(fields), Some(sights)) = (fields, progress.chain.sights()) {
+        let seen: Vec<HeaderName> = request.headers.keys().filter(|name| sights.request.have(name.as_str().as_bytes())).cloned().collect();
+        for name in seen {
+            request.headers.remove(name);
+        }
+        request.headers.extend(fields);
+    }
+    let (chain, reply) = match reply {
+        Some(reply) => (progress.chain, Some(*reply)),
+        None => route.chains.request(&mut work.cx, &mut request, progress).await,
+    };
+    let asked = request.uri.clone();
+    answer(work, request, &route, chain, reply, asked.path(), prefix_len).await;
+}
+
+/// Answers with what a plugin said, from the cache, or from the service. `path`: the request's, normalized.
+async fn answer<D: Downstream>(
+    work: &mut Work<'_, D>,
+    request: request::Parts,
+    route: &Arc<RouteRuntime>,
+    chain: Arc<Chain>,
+    reply: Option<Reply>,
+    path: &str,
+    prefix_len: usize,
+) {
     if let Some(reply) = reply {
         return work.reply(&chain, reply).await;
     }
@@ -101,16 +170,16 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
         work.cx.failure = Some("no-service");
         return work.error(&chain, StatusCode::SERVICE_UNAVAILABLE, "no Service found with those values").await;
     };
-    let Some(target) = target(&service, &route, &request.uri, path, prefix_len) else {
+    let Some(target) = target(&service, route, &request.uri, path, prefix_len) else {
         work.cx.failure = Some("bad-target");
         return work.error(&chain, StatusCode::BAD_REQUEST, "Bad request").await;
     };
     let plan = if wants_upgrade(&request.headers).is_some() { None } else { work.cx.plan.clone() };
     let Some(plan) = plan else {
-        if !read_short(work, &chain, &route).await {
+        if !read_short(work, &chain, route).await {
             return;
         }
-        let upstream = towards(&mut work.cx, &chain, &service, &route, request, target, prefix_len, path);
+        let upstream = towards(&mut work.cx, &chain, &service, route, request, target, prefix_len, path);
         return work.forward(&chain, &service, upstream).await;
     };
     // A fill is for everyone: it carries nothing by which one visitor could be known, and no conditions of one client's copy.
@@ -138,7 +207,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     }
     anonymous.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     let mut fill = work.cx.for_fill();
-    let upstream = towards(&mut fill, &chain, &service, &route, anonymous, target.clone(), prefix_len, path);
+    let upstream = towards(&mut fill, &chain, &service, route, anonymous, target.clone(), prefix_len, path);
     let fetch = OriginFetch {
         weir: work.weir.clone(),
         service: service.clone(),
@@ -151,7 +220,7 @@ pub async fn handle<D: Downstream>(work: &mut Work<'_, D>, mut request: request:
     };
     if let Some(report) = work.through_cache(&chain, &plan, &request, fetch, own).await {
         work.cx.report = Some(report);
-        let upstream = towards(&mut work.cx, &chain, &service, &route, request, target, prefix_len, path);
+        let upstream = towards(&mut work.cx, &chain, &service, route, request, target, prefix_len, path);
         work.forward(&chain, &service, upstream).await;
     }
 }

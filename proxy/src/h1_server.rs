@@ -3,6 +3,7 @@
 
 use crate::{
     fast::{Lane, Served},
+    gateway::Handed,
     downstream::{AnswerBody, ClientError, Downstream, Raw, RequestBody},
     h1::{self, BodyDecoder, BodyLength, Connection, Decoded, RequestHead, ResponseLength},
     server::{Door, Peer},
@@ -32,8 +33,8 @@ pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &Shutdown
     let mut lane = Lane::default();
     let mut out = Vec::new();
     loop {
-        let head = match read_head(&mut wire, &mut lane, door, peer, shutdown).await {
-            HeadRead::Request(head) => head,
+        let (head, handed) = match read_head(&mut wire, &mut lane, door, peer, shutdown).await {
+            HeadRead::Request(head, handed) => (head, handed),
             HeadRead::Http2 => return Some((wire.stream, wire.received.freeze())),
             HeadRead::Refused(status, reason) => {
                 door.refused(peer, status, reason);
@@ -72,7 +73,10 @@ pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &Shutdown
             request_trailers: None,
             trailers: None,
         };
-        door.handle(head.parts, peer, &mut exchange).await;
+        match handed {
+            Some(handed) => door.go_on(head.parts, *handed, &mut exchange).await,
+            None => door.handle(head.parts, peer, &mut exchange).await,
+        }
         let ended = exchange.finish().await;
         match ended {
             After::Reuse => {}
@@ -86,7 +90,8 @@ pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &Shutdown
 }
 
 enum HeadRead {
-    Request(RequestHead),
+    /// A request, and how far the fast lane came with it.
+    Request(RequestHead, Option<Box<Handed>>),
     Http2,
     Refused(StatusCode, &'static str),
     Closed,
@@ -122,6 +127,7 @@ async fn read_head(wire: &mut Wire, lane: &mut Lane, door: &Door, peer: &Peer, s
     let limits = h1::Limits { max_head: settings.max_head, max_headers: 128 };
     let mut scan = h1::HeadScan::default();
     let mut begun = false;
+    let mut handed = None;
     loop {
         if !wire.received.is_empty() {
             if !begun && !shuts_down(shutdown) {
@@ -129,10 +135,11 @@ async fn read_head(wire: &mut Wire, lane: &mut Lane, door: &Door, peer: &Peer, s
                     Served::Yes => continue,
                     Served::Broken => return HeadRead::Closed,
                     Served::No => {}
+                    Served::Begun(so_far) => handed = Some(so_far),
                 }
             }
             match h1::parse_request(&mut wire.received, &limits, &mut scan) {
-                Ok(h1::Parsed::Request(head)) => return HeadRead::Request(*head),
+                Ok(h1::Parsed::Request(head)) => return HeadRead::Request(*head, handed),
                 Ok(h1::Parsed::Http2Preface) => return HeadRead::Http2,
                 Ok(h1::Parsed::Partial) => {}
                 Err(error) => return HeadRead::Refused(error.status, error.reason),

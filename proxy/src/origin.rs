@@ -47,7 +47,7 @@ impl Fetch for OriginFetch {
         cx.route = self.route.clone();
         cx.service = Some(self.service.clone());
         cx.guard.clone_from(&self.guard);
-        let answered = forward::forward::<Nobody>(&self.weir.connector, &self.service, &mut cx, &request, &mut Upload::none()).await;
+        let answered = forward::forward::<Nobody>(&self.weir.connector, &self.service, &mut cx, &request, &mut Upload::none(), None).await;
         match answered {
             Ok(answered) if answered.upgraded => Err(FetchError {
                 kind: "framing",

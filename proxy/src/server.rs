@@ -2,11 +2,13 @@
 
 use crate::{
     downstream::{Downstream, RequestBody},
-    edge, gateway, grpc,
+    edge,
+    gateway::{self, Handed},
+    grpc,
     live::{Live, Settings, Weir},
     work::{Shown, Work},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header, request};
 use std::{net::IpAddr, sync::Arc};
 use weir_config::HeaderNames;
 use weir_gateway::{Chain, Client, RequestContext, Scheme, context::SeenBody};
@@ -107,28 +109,15 @@ impl Door {
         request.headers.remove(REFRESH);
         request.headers.remove(WARM_UP_TOKEN);
         let (method, uri) = (request.method.clone(), request.uri.clone());
-        let mut work = Work {
-            weir: &self.weir,
-            accept: request.headers.get(header::ACCEPT).cloned(),
-            method: method.clone(),
-            cx,
-            shown: Shown { status: true, key: true, cache_status: true, strip_site: false, times: HeaderNames::Off },
-            guest_cookie: None,
-            private: false,
-            label: String::new(),
-            seen: SeenBody::default(),
-            grpc: grpc::is_grpc(&request.headers),
-            live: live.clone(),
-            down,
-        };
+        let mut work = self.work(live, cx, &request, down);
         if let RequestBody::Length(length) = work.down.request_body()
-            && length > live.settings.max_body
+            && length > work.live.settings.max_body
         {
             work.cx.failure = Some("too-large");
-            let message = format!("Request body larger than {} bytes", live.settings.max_body);
+            let message = format!("Request body larger than {} bytes", work.live.settings.max_body);
             work.label = "refused".into();
             work.error(&Chain::default(), StatusCode::PAYLOAD_TOO_LARGE, &message).await;
-        } else if live.is_misdirected(self.kind, &work.cx.client) {
+        } else if work.live.is_misdirected(self.kind, &work.cx.client) {
             work.cx.failure = Some("misdirected");
             work.label = "refused".into();
             work.error(&Chain::default(), StatusCode::MISDIRECTED_REQUEST, "this connection was made for another host").await;
@@ -138,7 +127,37 @@ impl Door {
                 DoorKind::Gateway => gateway::handle(&mut work, request).await,
             }
         }
-        let (mut cx, label) = (work.cx, work.label);
+        self.record(work, &method, &uri);
+    }
+
+    /// Serves a request that the fast lane began, from where it was left to its log line.
+    pub async fn go_on<D: Downstream>(&self, request: request::Parts, handed: Handed, down: &mut D) {
+        let (method, uri) = (request.method.clone(), request.uri.clone());
+        let mut work = self.work(handed.live, handed.cx, &request, down);
+        gateway::go_on(&mut work, request, handed.stage).await;
+        self.record(work, &method, &uri);
+    }
+
+    fn work<'a, D: Downstream>(&'a self, live: Arc<Live>, cx: RequestContext, request: &request::Parts, down: &'a mut D) -> Work<'a, D> {
+        Work {
+            weir: &self.weir,
+            accept: request.headers.get(header::ACCEPT).cloned(),
+            method: request.method.clone(),
+            cx,
+            shown: Shown { status: true, key: true, cache_status: true, strip_site: false, times: HeaderNames::Off },
+            guest_cookie: None,
+            private: false,
+            label: String::new(),
+            seen: SeenBody::default(),
+            grpc: grpc::is_grpc(&request.headers),
+            begun: None,
+            live,
+            down,
+        }
+    }
+
+    fn record<D: Downstream>(&self, work: Work<'_, D>, method: &Method, uri: &Uri) {
+        let (mut cx, label, live) = (work.cx, work.label, work.live);
         cx.times.total = Some(cx.started.elapsed());
         if let Some(route) = &cx.route {
             route.chains.of(cx.consumer.as_ref().map(|c| c.index)).log(&cx);
@@ -146,7 +165,7 @@ impl Door {
             live.snapshot.no_route.log(&cx);
         }
         self.weir.environment.metrics.request(self.kind.name(), &label, &cx);
-        self.weir.access.write(self.kind.name(), &method, &uri, &label, &cx);
+        self.weir.access.write(self.kind.name(), method, uri, &label, &cx);
     }
 }
 

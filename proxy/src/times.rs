@@ -57,10 +57,45 @@ pub fn tell(headers: &mut HeaderMap, cx: &RequestContext, names: HeaderNames) {
     }
 }
 
+/// Whether [`tell`] would take a service's field of this name away.
+pub fn are_ours(names: HeaderNames, name: &[u8]) -> bool {
+    let names = match names {
+        HeaderNames::Off => return false,
+        HeaderNames::Weir => &WEIR,
+        HeaderNames::Kong => &KONG,
+    };
+    let all = [Some(&names.upstream), Some(&names.proxy), Some(&names.response), names.id.as_ref()];
+    matches!(name, [b'x' | b'X', b'-', ..]) && all.into_iter().flatten().any(|ours| ours.as_str().as_bytes().eq_ignore_ascii_case(name))
+}
+
+/// Writes the lines of [`tell`] for an answer from the service.
+pub fn write(out: &mut Vec<u8>, cx: &RequestContext, names: HeaderNames) {
+    let names = match names {
+        HeaderNames::Off => return,
+        HeaderNames::Weir => &WEIR,
+        HeaderNames::Kong => &KONG,
+    };
+    let (forwarded, answered) = (cx.times.forwarded.unwrap_or_default(), cx.times.upstream.unwrap_or_default());
+    let mut buffer = itoa::Buffer::new();
+    for (name, time) in [(&names.upstream, answered.saturating_sub(forwarded)), (&names.proxy, forwarded)] {
+        for part in [name.as_str(), ": ", buffer.format(in_millis(time)), "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"via: 1.1 weir\r\n");
+    for part in names.id.iter().flat_map(|name| [name.as_str(), ": ", cx.id.as_str(), "\r\n"]) {
+        out.extend_from_slice(part.as_bytes());
+    }
+}
+
+fn in_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// Milliseconds. Most are few, and those need no text of their own.
 fn millis(time: Duration) -> HeaderValue {
     const FEW: [&str; 10] = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "9"];
-    let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let millis = in_millis(time);
     match usize::try_from(millis).ok().and_then(|millis| FEW.get(millis)) {
         Some(text) => HeaderValue::from_static(text),
         None => HeaderValue::from(millis),

@@ -37,6 +37,11 @@ impl Wire {
         Wire { stream, received: BytesMut::new(), deadline: Deadline::new() }
     }
 
+    /// Leaves an empty buffer for the next read of this thread.
+    pub fn spare(buffer: BytesMut) {
+        SPARE.set(Some(buffer));
+    }
+
     /// One read into the buffer; `Ok(0)` at the end of the stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.received.is_empty() {

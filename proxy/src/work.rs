@@ -5,6 +5,7 @@ mod ask;
 
 use crate::{
     downstream::{AnswerBody, ClientError, Downstream, RequestBody},
+    forward::Begun,
     grpc,
     live::{Live, Weir},
 };
@@ -45,6 +46,8 @@ pub struct Work<'a, D> {
     pub seen: SeenBody,
     /// Its client speaks gRPC.
     pub grpc: bool,
+    /// What the fast lane did of asking the service.
+    pub begun: Option<Begun>,
 }
 
 /// Which diagnostic fields answers carry.

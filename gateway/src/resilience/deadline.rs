@@ -43,6 +43,11 @@ impl DeadlineRules {
         DeadlineRules { first_byte: config.and_then(|c| c.first_byte).map(Millis::get), total, header, grpc: grpc || config.is_some() }
     }
 
+    /// Whether there is none, whatever a request says.
+    pub fn are_none(&self) -> bool {
+        self.total.is_none() && self.header.is_none() && !self.grpc
+    }
+
     /// When a request with these fields must be done. `trusted`: its sender may shorten the total.
     pub fn until(&self, headers: &HeaderMap, trusted: bool, now: Instant) -> Option<Until> {
         let mut until = self.total.map(|total| Until { at: now + total, callers: false });

@@ -111,6 +111,11 @@ impl Router {
         build::build(routes, services)
     }
 
+    /// Whether fields decide anything, other than `Host`.
+    pub fn reads_fields(&self) -> bool {
+        self.shared.conditions.iter().any(|one| !one.headers.is_empty())
+    }
+
     /// The route of a request; `None`: 404.
     pub fn find<'q>(&self, query: &Query<'q>) -> Option<Match<'q>> {
         self.find_as(query, false)

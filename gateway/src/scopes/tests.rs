@@ -66,7 +66,9 @@ async fn ran(snapshot: &Snapshot, consumer: Option<usize>) -> String {
     let mut cx = RequestContext::new(Client { ip, peer: ip, scheme: Scheme::Http, host: "a".into(), port: 80, trusted: false, sni: None });
     cx.consumer = consumer.map(|c| snapshot.consumers[c].clone());
     let (mut parts, ()) = Request::new(()).into_parts();
-    snapshot.routes[0].chains.request(&mut cx, &mut parts).await;
+    let chains = &snapshot.routes[0].chains;
+    let begun = chains.begin(&cx);
+    chains.request(&mut cx, &mut parts, begun).await;
     cx.shared.get("ran").and_then(|ran| ran.as_str()).unwrap_or_default().to_owned()
 }
 

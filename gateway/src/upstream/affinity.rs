@@ -44,6 +44,11 @@ impl Affinity {
         Affinity(first.into_iter().chain(then).collect())
     }
 
+    /// Whether anything is hashed.
+    pub(super) fn hashes(&self) -> bool {
+        !self.0.is_empty()
+    }
+
     /// The hash of what the request has; `None`: nothing. A client without the cookie gets one with its answer.
     pub(super) fn hash(&self, cx: &mut RequestContext, request: &request::Parts) -> Option<u64> {
         self.0.iter().find_map(|by| by.hash(cx, request))

@@ -86,6 +86,11 @@ impl Upstream {
         self.affinity.hash(cx, request)
     }
 
+    /// Whether something of a request decides where it goes.
+    pub fn hashes(&self) -> bool {
+        self.affinity.hashes()
+    }
+
     /// [`Upstream::pick_for`] a request that has nothing to hash.
     pub fn pick(&self, tried: &[Arc<Endpoint>]) -> Option<Arc<Endpoint>> {
         self.pick_for(None, tried)

@@ -19,7 +19,7 @@ use crate::{
     cookies, header_name, query, wrong,
 };
 use async_trait::async_trait;
-use http::{HeaderMap, HeaderName, StatusCode, request};
+use http::{HeaderMap, HeaderName, StatusCode, header, request};
 use key_set::{Bad, KeySet, Source};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -30,7 +30,7 @@ use std::{
 };
 use token::{Claims, Token, times};
 use weir_config::{Diagnostic, Millis, Node};
-use weir_gateway::{BuildEnv, Flow, Identity, Phases, Plugin, Reply, RequestContext};
+use weir_gateway::{BuildEnv, Flow, Identity, Phases, Plugin, Reply, RequestContext, Sight};
 
 const BY: &str = "jwt";
 
@@ -381,6 +381,10 @@ impl Jwt {
 impl Plugin for Jwt {
     fn phases(&self) -> Phases {
         Phases::TO_UPSTREAM | if self.set.is_some() { Phases::REQUEST_WAIT } else { Phases::REQUEST }
+    }
+
+    fn sees_of_request(&self) -> Sight {
+        Sight::Only(self.rules.headers.iter().cloned().chain([header::COOKIE, header::ACCEPT]).collect())
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {

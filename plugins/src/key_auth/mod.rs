@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use std::sync::Arc;
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Flow, Phases, Plugin, Reply, RequestContext};
+use weir_gateway::{BuildEnv, Flow, Phases, Plugin, Reply, RequestContext, Sight};
 
 const BY: &str = "key-auth";
 /// So much of a body is searched for a key.
@@ -193,6 +193,14 @@ impl KeyAuth {
 impl Plugin for KeyAuth {
     fn phases(&self) -> Phases {
         Phases::REQUEST | Phases::TO_UPSTREAM
+    }
+
+    fn sees_of_request(&self) -> Sight {
+        // A key is also taken out of the target.
+        if self.rules.hide {
+            return Sight::All;
+        }
+        Sight::Only(self.rules.names.iter().map(|(header, _)| header.clone()).chain([header::ACCEPT]).collect())
     }
 
     fn reads_body(&self) -> Option<usize> {

@@ -26,9 +26,10 @@ use leases::{Leases, Wanted};
 use settings::{Checked, Rules};
 use smallvec::SmallVec;
 use std::sync::Arc;
-use told::{Told, seconds};
+use prometheus::IntCounter;
+use told::{Fields, Told, seconds};
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext};
+use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext, Sight};
 use weir_store::limits::{Asked, Clock, How, Key, Meters, Method, Outcome};
 use weir_store::{Charge, StoreError, StoreResult};
 
@@ -77,6 +78,8 @@ struct RateLimiting {
     limits: Vec<Place>,
     counts: Arc<Counts>,
     environment: Arc<Environment>,
+    allowed: IntCounter,
+    limited: IntCounter,
 }
 
 /// What the store is asked for.
@@ -117,7 +120,9 @@ impl RateLimiting {
     fn new(name: &'static str, rules: Rules, env: &BuildEnv<'_>, live: &Live) -> RateLimiting {
         let scope = rules.namespace.clone().unwrap_or_else(|| env.scope.clone());
         let limits = rules.limits.iter().map(|limit| Place::new(&live.limits, &scope, limit)).collect();
-        RateLimiting { name, rules, scope, limits, counts: live.limits.clone(), environment: env.environment.clone() }
+        let outcome = |outcome| env.environment.metrics.plugin_counter(name, outcome);
+        let (allowed, limited) = (outcome("allowed"), outcome("limited"));
+        RateLimiting { name, rules, scope, limits, counts: live.limits.clone(), environment: env.environment.clone(), allowed, limited }
     }
 
     /// Each limit's caller.
@@ -162,7 +167,7 @@ impl RateLimiting {
 
     /// Writes down what the answer will tell, and answers if a limit is passed.
     fn decide(&self, cx: &mut RequestContext, req: &request::Parts, outcome: &Outcome) -> Flow {
-        self.environment.metrics.plugin(self.name, if outcome.allowed { "allowed" } else { "limited" });
+        if outcome.allowed { &self.allowed } else { &self.limited }.inc();
         if self.rules.told.is_some() {
             cx.state.insert(Told::new(&outcome.readings));
         }
@@ -195,6 +200,23 @@ impl Plugin for RateLimiting {
     fn phases(&self) -> Phases {
         let request = if self.rules.policy == Policy::Local { Phases::REQUEST } else { Phases::REQUEST_WAIT };
         if self.rules.told.is_some() { request | Phases::RESPONSE } else { request }
+    }
+
+    fn sees_of_request(&self) -> Sight {
+        // An error is written in the form that the client accepts.
+        let mut names = vec![header::ACCEPT];
+        for limit in &self.rules.limits {
+            match &limit.by {
+                By::Header(name) => names.push(name.clone()),
+                By::Template(_) => return Sight::All,
+                By::Consumer | By::Credential | By::Ip | By::Service | By::Path(_) | By::Claim(_) => {}
+            }
+        }
+        Sight::Only(names)
+    }
+
+    fn sees_of_answer(&self) -> Sight {
+        Sight::Only(self.rules.told.iter().flat_map(Fields::names).collect())
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {

@@ -80,6 +80,12 @@ impl Fields {
         fields
     }
 
+    /// The names of all fields that are written.
+    pub fn names(&self) -> impl Iterator<Item = HeaderName> {
+        let periods = self.periods.iter().flat_map(|(limit, remaining)| [limit.clone(), remaining.clone()]);
+        periods.chain([LIMIT, REMAINING, RESET, POLICY, STATE])
+    }
+
     /// Writes all fields.
     pub fn write(&self, told: &Told, headers: &mut HeaderMap) {
         let told = || self.rules.iter().zip(&told.0);

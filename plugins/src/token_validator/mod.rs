@@ -19,19 +19,19 @@ pub(crate) use memory::Memories;
 
 use crate::{Configured, Live, doubtful};
 use async_trait::async_trait;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, request};
 use introspect::Answer;
 use keys::IssuerKeys;
 use memory::{Known, Memory, Recalled};
 use prometheus::IntCounter;
 use serde_json::{Map, Value};
-use settings::{Mode, Rules};
+use settings::{FoundIn, Mode, Rules};
 use std::{
     borrow::Cow,
     sync::{Arc, atomic::AtomicU64},
 };
 use weir_config::{Diagnostic, Node};
-use weir_gateway::{BuildEnv, Environment, Flow, Identity, Phases, Plugin, Reply, RequestContext, plugin::Ending};
+use weir_gateway::{BuildEnv, Environment, Flow, Identity, Phases, Plugin, Reply, RequestContext, Sight, plugin::Ending};
 
 const BY: &str = "token-validator";
 /// Longer tokens are refused unread.
@@ -311,6 +311,15 @@ impl Plugin for TokenValidator {
     fn phases(&self) -> Phases {
         let end = if self.rules.logout_paths.is_empty() { Phases::TO_UPSTREAM } else { Phases::TO_UPSTREAM | Phases::END };
         Phases::REQUEST | Phases::REQUEST_WAIT | end
+    }
+
+    fn sees_of_request(&self) -> Sight {
+        let sources = self.rules.sources.iter().filter_map(|source| match source {
+            FoundIn::Header(name) => Some(name.clone()),
+            FoundIn::Cookie(_) => Some(header::COOKIE),
+            FoundIn::Query(_) => None,
+        });
+        Sight::Only(sources.chain(self.rules.identity_headers.iter().map(|(name, _)| name.clone())).collect())
     }
 
     /// The client's own identity headers go; a token that is known decides at once.

@@ -54,8 +54,8 @@ impl Names {
     }
 }
 
-/// A field name; the bytes are a token already.
-fn field_name(raw: &[u8]) -> Option<HeaderName> {
+/// A field name; the bytes are a token already. `None`: it is too long.
+pub fn field_name(raw: &[u8]) -> Option<HeaderName> {
     if raw.len() > MAX_NAME {
         return None;
     }

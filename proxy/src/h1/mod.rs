@@ -13,7 +13,8 @@ mod write;
 
 pub use body::{BodyDecoder, BodyEncoder, BodyLength, Decoded, EncodeError, FramingError, ResponseLength, permitted};
 pub use head::{HeadError, Limits, Parsed, RequestHead, parse_request};
-pub use peek::{Peeked, peek};
+pub use peek::{Peeked, PeekedAnswer, lines, peek, peek_answer};
 pub use response::{ResponseHead, parse_response};
+pub use fields::field_name;
 pub use scan::HeadScan;
-pub use write::{Connection, last_chunk, strip_hop_by_hop, write_interim, write_request_head, write_response_head};
+pub use write::{Connection, last_chunk, line, status_line, strip_hop_by_hop, write_interim, write_request_head, write_response_head};

@@ -6,7 +6,7 @@
 //! them against each other).
 
 use super::fields;
-use http::{HeaderMap, Method, Uri};
+use http::{HeaderMap, Method, StatusCode, Uri};
 
 /// Lines of a head at most; longer ones are the strict parser's.
 const MAX_LINES: usize = 100;
@@ -48,6 +48,14 @@ pub struct Peeked<'a> {
     pub directives: bool,
     /// There is an `X-Forwarded-…`.
     pub forwarded: bool,
+    /// There is an `Authorization`.
+    pub credentials: bool,
+    /// There is a `Via`.
+    pub via: bool,
+    /// There is a field of the site's own, between its pages and its server.
+    pub site: bool,
+    /// There is a field that steers this cache from outside.
+    pub steers: bool,
 }
 
 /// Which bytes a path may have that needs no normalizing (RFC 3986 section 3.3 without escapes).
@@ -117,6 +125,74 @@ pub fn peek(buf: &[u8], max_head: usize) -> Option<Peeked<'_>> {
     None
 }
 
+/// The field lines of a head that was looked at, as they stand: names, and values without surrounding blanks.
+pub fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let mut begin = memchr::memchr(b'\n', head).map_or(head.len(), |end| end + 1);
+    std::iter::from_fn(move || {
+        let rest = head.get(begin..)?;
+        let end = memchr::memchr(b'\n', rest)?;
+        begin += end + 1;
+        let line = rest[..end].strip_suffix(b"\r")?;
+        let colon = memchr::memchr(b':', line)?;
+        Some((&line[..colon], trimmed(&line[colon + 1..])))
+    })
+}
+
+/// An answer's head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeekedAnswer {
+    /// Bytes of the head, with its empty line.
+    pub length: usize,
+    /// Its status, which is one of a final answer with a body.
+    pub status: StatusCode,
+    /// Bytes of the body.
+    pub body: usize,
+}
+
+/// Looks at the head of an answer to a GET at the beginning of `buf`: one of HTTP/1.1, whose body has a `Content-Length`, and whose connection
+/// goes on. Whatever else there is is `None`, and [`parse_response`](super::parse_response) decides.
+pub fn peek_answer(buf: &[u8]) -> Option<PeekedAnswer> {
+    let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', b' ', a @ b'2'..=b'5', b, c, b' ', ..] = buf else { return None };
+    let status = StatusCode::from_bytes(&[*a, *b, *c]).ok().filter(|status| !matches!(status.as_u16(), 204 | 304))?;
+    let mut lines = memchr::memchr_iter(b'\n', buf);
+    let first = lines.next()?;
+    if !fields::is_value(buf[13..first].strip_suffix(b"\r")?) {
+        return None;
+    }
+    let (mut begin, mut body) = (first + 1, None);
+    for (count, end) in lines.enumerate() {
+        let line = buf[begin..end].strip_suffix(b"\r")?;
+        begin = end + 1;
+        if line.is_empty() {
+            return body.map(|body| PeekedAnswer { length: begin, status, body });
+        }
+        if count > MAX_LINES {
+            return None;
+        }
+        let colon = memchr::memchr(b':', line)?;
+        let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
+        if !fields::is_token(name) || name.len() > 64 || !fields::is_value(value) {
+            return None;
+        }
+        let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+        match name.len() {
+            2 if is(b"te") => return None,
+            7 if is(b"upgrade") || is(b"trailer") => return None,
+            10 if is(b"connection") => value.eq_ignore_ascii_case(b"keep-alive").then_some(())?,
+            14 if is(b"content-length") => {
+                if body.is_some() || !(1..=9).contains(&value.len()) || !value.iter().all(u8::is_ascii_digit) {
+                    return None;
+                }
+                body = Some(value.iter().fold(0, |sum, d| sum * 10 + usize::from(d - b'0')));
+            }
+            17 if is(b"transfer-encoding") => return None,
+            18 if is(b"proxy-authenticate") => return None,
+            _ => {}
+        }
+    }
+    None
+}
+
 /// Without surrounding blanks (RFC 9110 section 5.6.3).
 fn trimmed(mut value: &[u8]) -> &[u8] {
     while let [b' ' | b'\t', rest @ ..] = value {
@@ -173,6 +249,10 @@ impl<'a> Peeked<'a> {
             cookie: None,
             directives: false,
             forwarded: false,
+            credentials: false,
+            via: false,
+            site: false,
+            steers: false,
         })
     }
 
@@ -183,7 +263,8 @@ impl<'a> Peeked<'a> {
         let once = |slot: &mut Option<&'a [u8]>| slot.replace(value).is_none().then_some(());
         match name.len() {
             2 if is(b"te") => return None,
-            3 if is(b"rsc") => return None,
+            3 if is(b"rsc") => self.site = true,
+            3 if is(b"via") => self.via = true,
             4 if is(b"host") => {
                 if !self.host.is_empty() || !canonical(value) {
                     return None;
@@ -202,19 +283,17 @@ impl<'a> Peeked<'a> {
             10 if is(b"connection") => value.eq_ignore_ascii_case(b"keep-alive").then_some(())?,
             13 if is(b"if-none-match") => once(&mut self.if_none_match)?,
             13 if is(b"cache-control") => self.directives = true,
-            13 if is(b"authorization") => return None,
+            13 if is(b"authorization") => self.credentials = true,
             14 if is(b"sec-fetch-dest") => once(&mut self.fetch_dest)?,
             14 if is(b"content-length") => return None,
             15 if is(b"accept-encoding") => once(&mut self.accept_encoding)?,
             17 if is(b"if-modified-since") => once(&mut self.if_modified_since)?,
             17 if is(b"transfer-encoding") => return None,
             19 if is(b"if-unmodified-since") || is(b"proxy-authorization") => return None,
-            // The site's own inner fields, and what steers this cache from outside.
             length if length > 4 && matches!(name[0] | 0x20, b'x' | b'n') => {
                 let begins = |prefix: &[u8]| length >= prefix.len() && name[..prefix.len()].eq_ignore_ascii_case(prefix);
-                if begins(b"next-") || begins(b"x-nextjs-") || begins(b"x-middleware-") || begins(b"x-cache-") || begins(b"x-warmup-") {
-                    return None;
-                }
+                self.site |= begins(b"next-") || begins(b"x-nextjs-") || begins(b"x-middleware-");
+                self.steers |= begins(b"x-cache-") || begins(b"x-warmup-");
                 self.forwarded |= begins(b"x-forwarded-");
             }
             _ => {}
@@ -259,6 +338,23 @@ mod tests {
     }
 
     #[test]
+    fn what_matters_to_one_lane_only_is_told() {
+        let seen = |field: &str| {
+            let text = format!("GET / HTTP/1.1\r\nhost: a\r\n{field}: 1\r\n\r\n");
+            let found = look(&text).expect("plain");
+            (found.credentials, found.via, found.site, found.steers, found.forwarded)
+        };
+        assert_eq!(seen("Authorization"), (true, false, false, false, false));
+        assert_eq!(seen("via"), (false, true, false, false, false));
+        for site in ["rsc", "Next-Router-Prefetch", "x-middleware-subrequest", "X-NextJS-Data"] {
+            assert_eq!(seen(site), (false, false, true, false, false), "{site}");
+        }
+        assert_eq!(seen("x-cache-refresh"), (false, false, false, true, false));
+        assert_eq!(seen("x-forwarded-for"), (false, false, false, false, true));
+        assert_eq!(seen("x-other"), (false, false, false, false, false));
+    }
+
+    #[test]
     fn everything_else_is_left_to_the_strict_parser() {
         for head in [
             "POST / HTTP/1.1\r\nhost: a",
@@ -282,11 +378,6 @@ mod tests {
             "GET / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue",
             "GET / HTTP/1.1\r\nhost: a\r\nconnection: close",
             "GET / HTTP/1.1\r\nhost: a\r\nupgrade: h2c",
-            "GET / HTTP/1.1\r\nhost: a\r\nauthorization: Bearer x",
-            "GET / HTTP/1.1\r\nhost: a\r\nrsc: 1",
-            "GET / HTTP/1.1\r\nhost: a\r\nNext-Router-Prefetch: 1",
-            "GET / HTTP/1.1\r\nhost: a\r\nx-middleware-subrequest: 1",
-            "GET / HTTP/1.1\r\nhost: a\r\nx-cache-refresh: true",
             "GET / HTTP/1.1\r\nhost: a\r\ncookie: a=b\r\ncookie: c=d",
             "GET / HTTP/1.1\r\nhost: a\r\n folded: 1",
             "GET / HTTP/1.1\r\nhost: a\r\nname : 1",

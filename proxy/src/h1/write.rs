@@ -71,7 +71,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-fn line(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
+/// A field line.
+pub fn line(out: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
     let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
     // One check of the capacity for the whole line.
     out.reserve(name.len() + value.len() + 4);
@@ -171,7 +172,8 @@ pub fn write_request_head(out: &mut Vec<u8>, parts: &request::Parts, length: Bod
     out.extend_from_slice(b"\r\n");
 }
 
-fn status_line(out: &mut Vec<u8>, status: StatusCode) {
+/// The first line of an answer.
+pub fn status_line(out: &mut Vec<u8>, status: StatusCode) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(status.as_str().as_bytes());
     out.push(b' ');

@@ -42,7 +42,10 @@ impl<D: Downstream> Work<'_, D> {
             None if self.cx.body.is_some() => (seen.bytes, seen.whole, self.down.request_body()),
             None => (Bytes::new(), false, self.down.request_body()),
         };
-        self.cx.times.forwarded = Some(self.cx.started.elapsed());
+        let begun = self.begun.take();
+        if !begun.as_ref().is_some_and(|begun| begun.sent.is_some()) {
+            self.cx.times.forwarded = Some(self.cx.started.elapsed());
+        }
         if let Some(view) = &mut self.cx.log_view {
             view.upstream_uri = request.uri.path_and_query().map(ToString::to_string);
         }
@@ -57,7 +60,7 @@ impl<D: Downstream> Work<'_, D> {
             abandon: !self.cx.must_complete,
             hash,
         };
-        let answered = forward::forward(&self.weir.connector, service, &mut self.cx, &request, &mut upload).await;
+        let answered = forward::forward(&self.weir.connector, service, &mut self.cx, &request, &mut upload, begun).await;
         self.cx.body_hash = upload.hash.take();
         self.cx.times.upstream = Some(self.cx.started.elapsed());
         match answered {

@@ -1,4 +1,6 @@
-//! The fast lane: hits of pages in memory over HTTP/1.1, answered from the bytes as they came. Nothing is allocated (but for a query
+//! The fast lane, for hits and for ordinary forwards ([`forward`]).
+//!
+//! Hits of pages in memory over HTTP/1.1 are answered from the bytes as they came. Nothing is allocated (but for a query
 //! to reduce), nothing copied, no lock taken that another core waits for; the answer leaves in one write: the entry's ready-made head,
 //! the few lines that belong to this answer, and the shared body.
 //!
@@ -14,6 +16,7 @@ use crate::{
     access::Line,
     classify,
     edge::is_listed,
+    gateway::Handed,
     guest::{Visitor, has_session},
     h1::{self, Peeked},
     live::{EdgeRules, Live},
@@ -29,7 +32,9 @@ use weir_cache::{Accepted, Entry, Report, Variant, Verdict, status};
 use weir_config::{CacheHeaders, HeaderNames};
 use weir_gateway::{RequestId, metrics::HitCounters};
 
-/// What a connection keeps for its next hit.
+mod forward;
+
+/// What a connection keeps for its next request.
 #[derive(Default)]
 pub struct Lane {
     key: String,
@@ -37,14 +42,15 @@ pub struct Lane {
 }
 
 /// What became of the bytes that arrived.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Served {
-    /// A hit: answered, and its head taken from the buffer.
+    /// Answered, and its head taken from the buffer.
     Yes,
     /// Answered, but the client did not take all of it: the connection is broken.
     Broken,
     /// Nothing was taken: for the general lane.
     No,
+    /// Nothing was taken: for the general lane, which goes on where this one stopped.
+    Begun(Box<Handed>),
 }
 
 /// Where the entry was found.
@@ -65,11 +71,15 @@ struct Hit<'a> {
 }
 
 impl Lane {
-    /// Serves the request at the beginning of the buffer, if it is a hit that this lane understands.
+    /// Serves the request at the beginning of the buffer, if this lane understands it.
     pub async fn serve(&mut self, door: &Door, peer: &Peer, wire: &mut Wire) -> Served {
-        if door.kind != DoorKind::Edge {
-            return Served::No;
+        match door.kind {
+            DoorKind::Edge => self.hit(door, peer, wire).await,
+            DoorKind::Gateway => self.forward(door, peer, wire).await,
         }
+    }
+
+    async fn hit(&mut self, door: &Door, peer: &Peer, wire: &mut Wire) -> Served {
         let started = Instant::now();
         let live = door.weir.live.load();
         let Some(head) = h1::peek(&wire.received, live.settings.max_head) else { return Served::No };
@@ -127,6 +137,9 @@ impl Lane {
         let edge = live.edge.as_ref().filter(|_| live.settings.fast_lane)?;
         // The general lane judges whether the connection was made for this host.
         if peer.sni.as_deref().is_some_and(|sni| !head.host.eq_ignore_ascii_case(sni)) {
+            return None;
+        }
+        if head.credentials || head.site || head.steers {
             return None;
         }
         // From a trusted proxy these fields say who asks and how.

@@ -1,0 +1,415 @@
+//! Ordinary forwards: a GET whose route has no plugins but those that look at a few fields, to a service of whom a connection waits.
+//!
+//! ```text
+//! peek ─ a route of plain means? ─► plugins, on the fields they name ─► endpoint, idle connection ─► sent ─► peek at the answer ─► written
+//!   └──────────┴─ no: the general lane    │ a reply, or to wait           │ none                     │ late, odd, or not whole
+//!                                         └───────────────────────────────┴──────────────────────────┴─► the general lane goes on from there
+//! ```
+//!
+//! Heads are passed on line by line as the bytes that they are. Where something is out of the ordinary, the general lane takes over what has
+//! been done so far ([`Handed`]): a limit is not counted twice, a request not sent twice. What comes out is the same (a test runs one
+//! corpus through both).
+
+use super::{Lane, Served};
+use crate::{
+    access::{self, Line},
+    dial::{self, Connection, PeerKey},
+    exchange::Sent,
+    forward::Begun,
+    gateway::{Handed, Stage},
+    h1::{self, Peeked, PeekedAnswer},
+    live::Live,
+    server::{Door, Peer},
+    times,
+    wire::{Wire, send},
+};
+use bytes::{Buf, Bytes};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header, request, response, uri::PathAndQuery};
+use std::{borrow::Cow, io, sync::{Arc, LazyLock}, time::Duration};
+use tokio::time::Instant;
+use weir_config::{HeaderNames, PathHandling};
+use weir_gateway::{
+    Chain, Client, Progress, Reply, RequestContext, RouteRuntime, Scheme, ServiceRuntime, Spoken, Walked, router,
+    sight::{Names, Sights},
+    upstream::{Endpoint, InFlight, Outcome},
+};
+
+/// So long the head of an answer is waited for here. The general lane waits longer, and looks whether the client is still there.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Bodies up to this many bytes leave in one piece with their head.
+const SHORT: usize = 4096;
+
+/// Names that are quick to tell from others: by their lengths first.
+struct Known {
+    names: &'static [&'static [u8]],
+    lengths: u64,
+}
+
+impl Known {
+    const fn new(names: &'static [&'static [u8]]) -> Known {
+        let (mut lengths, mut i) = (0, 0);
+        while i < names.len() {
+            lengths |= 1 << names[i].len();
+            i += 1;
+        }
+        Known { names, lengths }
+    }
+
+    fn have(&self, name: &[u8]) -> bool {
+        self.lengths >> name.len().min(63) & 1 == 1 && self.names.iter().any(|known| known.eq_ignore_ascii_case(name))
+    }
+}
+
+/// Fields of requests that do not pass: those of one connection, those that the gateway writes itself, and those that only it may set.
+const NOT_UP: Known = Known::new(&[
+    b"host",
+    b"connection",
+    b"keep-alive",
+    b"proxy-connection",
+    b"proxy-authenticate",
+    b"proxy-authentication-info",
+    b"http2-settings",
+    b"forwarded",
+    b"x-forwarded-for",
+    b"x-forwarded-proto",
+    b"x-forwarded-host",
+    b"x-forwarded-port",
+    b"x-forwarded-prefix",
+    b"x-forwarded-path",
+    b"x-real-ip",
+    b"x-request-id",
+    b"x-consumer-id",
+    b"x-consumer-custom-id",
+    b"x-consumer-username",
+    b"x-consumer-groups",
+    b"x-credential-identifier",
+    b"x-authenticated-groups",
+    b"x-anonymous-consumer",
+]);
+
+/// Fields of answers that do not pass: those of one connection, and what is meant for this cache alone.
+const NOT_DOWN: Known =
+    Known::new(&[b"connection", b"keep-alive", b"proxy-connection", b"proxy-authentication-info", b"http2-settings", b"weir-cache-control"]);
+
+/// Where a request of this lane goes.
+struct Way<'l> {
+    route: &'l Arc<RouteRuntime>,
+    service: &'l Arc<ServiceRuntime>,
+    sights: &'l Sights,
+    prefix_len: usize,
+    captures: Option<router::Captures>,
+}
+
+impl<'l> Way<'l> {
+    fn of(live: &'l Live, peer: &Peer, head: &Peeked<'_>) -> Option<Way<'l>> {
+        static NO_FIELDS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
+        if head.head_only || head.steers || head.via || live.snapshot.router.reads_fields() {
+            return None;
+        }
+        // The general lane judges whether the connection was made for this host, and what a trusted proxy says.
+        if peer.sni.as_deref().is_some_and(|sni| !head.host.eq_ignore_ascii_case(sni)) || (head.forwarded && live.trusts(&peer.ip)) {
+            return None;
+        }
+        let query = router::Query {
+            scheme: scheme(peer).as_str(),
+            method: &Method::GET,
+            host: head.host,
+            port: peer.port,
+            path: head.path,
+            headers: &NO_FIELDS,
+            sni: peer.sni.as_deref(),
+        };
+        let found = live.snapshot.router.find(&query)?;
+        let route = &live.snapshot.routes[found.route];
+        let service = route.service.as_ref()?;
+        let care = &service.care;
+        let plain = matches!(found.path, Cow::Borrowed(_))
+            && !route.grpc
+            && (route.http || peer.tls)
+            && route.chains.by_consumer.is_empty()
+            && service.spoken == Spoken::Http1
+            && care.guard.is_none()
+            && care.limits.is_empty()
+            && care.deadlines.are_none()
+            && !service.upstream.hashes();
+        let sights = route.chains.base.sights().filter(|_| plain)?;
+        Some(Way { route, service, sights, prefix_len: found.prefix_len, captures: found.captures })
+    }
+
+    /// The path that the service is asked for, if it is another than the client's.
+    fn joined(&self, path: &str) -> Option<String> {
+        let (route, service) = (self.route, self.service);
+        if service.path.is_empty() && !route.strip_path && route.path_handling == PathHandling::V0 {
+            return None;
+        }
+        Some(router::upstream_path(&service.path, route.strip_path, self.prefix_len, path, route.path_handling)).filter(|joined| joined != path)
+    }
+}
+
+fn scheme(peer: &Peer) -> Scheme {
+    if peer.tls { Scheme::Https } else { Scheme::Http }
+}
+
+impl Lane {
+    pub(super) async fn forward(&mut self, door: &Door, peer: &Peer, wire: &mut Wire) -> Served {
+        let live = door.weir.live.load();
+        let settings = &live.settings;
+        if !settings.fast_lane || !live.has(door.kind) {
+            return Served::No;
+        }
+        let Some(head) = h1::peek(&wire.received, settings.max_head) else { return Served::No };
+        let Some(way) = Way::of(&live, peer, &head) else { return Served::No };
+        let fields = &wire.received[..head.length];
+        let chain = &way.route.chains.base;
+        let mut cx = RequestContext::new(Client {
+            ip: peer.ip,
+            peer: peer.ip,
+            scheme: scheme(peer),
+            host: head.host.to_owned(),
+            port: peer.port,
+            trusted: live.trusts(&peer.ip),
+            sni: peer.sni.clone(),
+        });
+        cx.captures.clone_from(&way.captures);
+        cx.route = Some(way.route.clone());
+        cx.service = Some(way.service.clone());
+        let begun = |cx, progress, reply, seen, begun| hand_over(&live, &way, cx, progress, reply, seen, begun);
+
+        let mut seen = None;
+        let mut progress = None;
+        if !chain.ignores_requests() {
+            let Some(parts) = seen_of(&head, fields, &way.sights.request) else { return Served::No };
+            let parts = seen.insert(parts);
+            let mut at = way.route.chains.begin(&cx);
+            match way.route.chains.walk(&mut cx, parts, &mut at) {
+                Walked::Through => {}
+                Walked::Reply(reply) => return begun(cx, Some(at), Some(reply), seen, None),
+                Walked::Waits => return begun(cx, Some(at), None, seen, None),
+            }
+            progress = Some(at);
+            let elsewhere = cx.service.as_ref().is_none_or(|service| !Arc::ptr_eq(service, way.service));
+            if elsewhere || cx.plan.is_some() || cx.guard.is_some() || cx.before_send.is_some() {
+                return begun(cx, progress, None, seen, None);
+            }
+        }
+
+        let Some(endpoint) = way.service.upstream.pick_for(None, &[]) else { return begun(cx, progress, None, seen, None) };
+        let key = PeerKey::of(way.service, &endpoint);
+        let Some(Connection::Http1(mut up)) = dial::reuse(&key) else {
+            return begun(cx, progress, None, seen, Some(Begun { endpoint, sent: None }));
+        };
+        cx.times.forwarded = Some(cx.started.elapsed());
+        if let Some(parts) = &mut seen {
+            chain.to_upstream(&mut cx, parts);
+        }
+        self.tail.clear();
+        write_request(&mut self.tail, &way, &head, fields, &cx, &endpoint, seen.as_ref().map(|parts| &parts.headers));
+        up.deadline.set(way.service.write_timeout);
+        if send(&mut up.stream, &mut up.deadline, [&self.tail, &[], &[]]).await.is_err() {
+            return begun(cx, progress, None, seen, Some(Begun { endpoint, sent: None }));
+        }
+        cx.sent = true;
+        let at = Instant::now();
+        let counted = InFlight::on(&endpoint);
+        up.deadline.set(PATIENCE);
+        // What went wrong will go wrong again where the general lane looks.
+        let arrived = up.fill().await.is_ok();
+        let answer = h1::peek_answer(&up.received).filter(|answer| {
+            arrived && up.received.len() >= answer.length + answer.body && !way.service.care.retry.statuses.contains(&answer.status.as_u16())
+        });
+        let Some(answer) = answer.filter(|_| cx.cookies.is_empty() && cx.hidden.is_empty()) else {
+            let sent = Some(Sent { wire: up, key, counted, at });
+            return begun(cx, progress, None, seen, Some(Begun { endpoint, sent }));
+        };
+        let now = Instant::now();
+        cx.times.upstream = Some(now.into_std().saturating_duration_since(cx.started));
+        cx.tries = 1;
+        way.service.care.budget.request(at);
+        way.service.upstream.report(&endpoint, Outcome::Answered { status: answer.status, after: now - at });
+        drop(counted);
+        cx.endpoint = Some(endpoint);
+        let mut received = std::mem::take(&mut up.received);
+        let end = answer.length + answer.body;
+        // Bytes that no request asked for: never trust such a connection again.
+        if received.len() == end {
+            dial::keep(key, up);
+        }
+        self.tail.clear();
+        write_answer(&mut self.tail, chain, way.sights, &answer, &received, &mut cx, live.snapshot.headers);
+        wire.deadline.set(settings.body_timeout);
+        cx.bytes.1 = answer.body as u64;
+        let mut body = &received[answer.length..end];
+        // To copy a short body costs less than to have the kernel collect it.
+        if body.len() <= SHORT {
+            self.tail.extend_from_slice(body);
+            body = &[];
+        }
+        let sent = send(&mut wire.stream, &mut wire.deadline, [&self.tail, body, &[]]).await;
+        if let Err(error) = &sent {
+            cx.failure = Some(if error.kind() == io::ErrorKind::TimedOut { "client-slow" } else { "client-gone" });
+        }
+        record(door, &way, &head, &mut cx);
+        let length = head.length;
+        received.clear();
+        Wire::spare(received);
+        wire.received.advance(length);
+        if sent.is_ok() { Served::Yes } else { Served::Broken }
+    }
+}
+
+fn hand_over(
+    live: &Arc<Live>,
+    way: &Way<'_>,
+    cx: RequestContext,
+    progress: Option<Progress>,
+    reply: Option<Box<Reply>>,
+    seen: Option<request::Parts>,
+    begun: Option<Begun>,
+) -> Served {
+    let progress = progress.unwrap_or_else(|| way.route.chains.begin(&cx));
+    let stage = Stage { route: way.route.clone(), prefix_len: way.prefix_len, progress, reply, fields: seen.map(|parts| parts.headers), begun };
+    Served::Begun(Box::new(Handed { live: live.clone(), cx, stage }))
+}
+
+/// The request with nothing but the fields that are looked at.
+fn seen_of(head: &Peeked<'_>, fields: &[u8], names: &Names) -> Option<request::Parts> {
+    let mut parts = Request::new(()).into_parts().0;
+    parts.uri = Uri::from(PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(head.target.as_bytes())).ok()?);
+    for (name, value) in h1::lines(fields) {
+        if names.have(name) && !NOT_UP.have(name) {
+            parts.headers.append(h1::field_name(name)?, HeaderValue::from_bytes(value).ok()?);
+        }
+    }
+    Some(parts)
+}
+
+fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
+    out.reserve(parts.iter().map(|part| part.len()).sum());
+    for part in parts {
+        out.extend_from_slice(part);
+    }
+}
+
+/// A line as it came, with its name in lower case as everywhere behind this gateway.
+fn pass(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    let from = out.len();
+    put(out, &[name, b": ", value, b"\r\n"]);
+    out[from..from + name.len()].make_ascii_lowercase();
+}
+
+/// The request as the service will see it. `seen`: the fields that plugins look at, as they left them.
+fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[u8], cx: &RequestContext, endpoint: &Endpoint, seen: Option<&HeaderMap>) {
+    let route = way.route;
+    out.extend_from_slice(b"GET ");
+    match (way.joined(head.path), head.query) {
+        (None, _) => out.extend_from_slice(head.target.as_bytes()),
+        (Some(path), None) => out.extend_from_slice(path.as_bytes()),
+        (Some(path), Some(query)) => put(out, &[path.as_bytes(), b"?", query.as_bytes()]),
+    }
+    let host = if route.preserve_host { head.host.as_bytes() } else { endpoint.host_header(way.service).as_bytes() };
+    put(out, &[b" HTTP/1.1\r\nhost: ", host, b"\r\n"]);
+    let kong = route.headers == HeaderNames::Kong;
+    for (name, value) in h1::lines(fields) {
+        let ours = NOT_UP.have(name) || way.sights.request.have(name) || (kong && name.eq_ignore_ascii_case(b"x-kong-request-id"));
+        if !ours {
+            pass(out, name, value);
+        }
+    }
+    for (name, value) in seen.into_iter().flatten() {
+        h1::line(out, name, value);
+    }
+    let (id, client) = (cx.id.as_str().as_bytes(), &cx.client);
+    out.extend_from_slice(b"x-forwarded-for: ");
+    let text = out.len();
+    access::address(out, client.peer);
+    let text = text..out.len();
+    out.extend_from_slice(b"\r\nx-real-ip: ");
+    out.extend_from_within(text);
+    let mut port = itoa::Buffer::new();
+    put(out, &[b"\r\nx-forwarded-proto: ", client.scheme.as_str().as_bytes(), b"\r\nx-forwarded-host: ", head.host.as_bytes()]);
+    put(out, &[b"\r\nx-forwarded-port: ", port.format(client.port).as_bytes(), b"\r\nx-forwarded-path: ", head.path.as_bytes()]);
+    let stripped = route.strip_path && way.prefix_len > 0 && route.path_handling == PathHandling::V0;
+    if let Some(prefix) = head.path.get(..way.prefix_len).filter(|prefix| stripped && *prefix != "/") {
+        put(out, &[b"\r\nx-forwarded-prefix: ", prefix.as_bytes()]);
+    }
+    put(out, &[b"\r\nx-request-id: ", id]);
+    if kong {
+        put(out, &[b"\r\nx-kong-request-id: ", id]);
+    }
+    out.extend_from_slice(b"\r\nvia: 1.1 weir\r\n\r\n");
+}
+
+/// The head of the answer as this client will see it.
+fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, answer: &PeekedAnswer, received: &[u8], cx: &mut RequestContext, names: HeaderNames) {
+    let head = &received[..answer.length];
+    let mut seen = None;
+    if !chain.ignores_answers() {
+        let mut parts: response::Parts = Response::new(()).into_parts().0;
+        parts.status = answer.status;
+        for (name, value) in h1::lines(head).filter(|(name, _)| sights.answer.have(name) && !NOT_DOWN.have(name)) {
+            if let (Some(name), Ok(value)) = (h1::field_name(name), HeaderValue::from_bytes(value)) {
+                parts.headers.append(name, value);
+            }
+        }
+        chain.from_upstream(cx, &mut parts);
+        chain.response(cx, &mut parts);
+        seen = Some(parts);
+    }
+    let status = seen.as_ref().map_or(answer.status, |parts| parts.status);
+    cx.status = status.as_u16();
+    h1::status_line(out, status);
+    let (mut dated, mut has_id) = (false, false);
+    for (name, value) in h1::lines(head) {
+        if NOT_DOWN.have(name) || times::are_ours(names, name) || sights.answer.have(name) {
+            continue;
+        }
+        dated |= name.eq_ignore_ascii_case(b"date");
+        has_id |= name.eq_ignore_ascii_case(b"x-request-id");
+        pass(out, name, value);
+    }
+    for (name, value) in seen.iter().flat_map(|parts| &parts.headers) {
+        dated |= *name == header::DATE;
+        has_id |= *name == crate::work::X_REQUEST_ID;
+        h1::line(out, name, value);
+    }
+    let id = cx.id.as_str().as_bytes();
+    if !has_id {
+        put(out, &[b"x-request-id: ", id, b"\r\n"]);
+    }
+    times::write(out, cx, names);
+    if !dated {
+        out.extend_from_slice(b"date: ");
+        access::date(out);
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+    cx.times.first_byte = cx.times.upstream;
+}
+
+/// Counts it and writes its line of the access log.
+fn record(door: &Door, way: &Way<'_>, head: &Peeked<'_>, cx: &mut RequestContext) {
+    let total = cx.started.elapsed();
+    cx.times.total = Some(total);
+    way.route.chains.base.log(cx);
+    let metrics = &door.weir.environment.metrics;
+    metrics.request(door.kind.name(), &way.route.name, cx);
+    metrics.fast_forwards.inc();
+    door.weir.access.line(&Line {
+        door: door.kind.name(),
+        client: cx.client.ip,
+        method: "GET",
+        host: head.host,
+        target: head.target,
+        route: &way.route.name,
+        status: cx.status,
+        bytes: cx.bytes,
+        time: total,
+        answered_by: "upstream",
+        cache: "-",
+        reason: cx.failure.unwrap_or("-"),
+        endpoint: cx.endpoint.as_ref().map_or("-", |endpoint| endpoint.name.as_str()),
+        tries: 1,
+        id: cx.id.as_str(),
+    });
+}
