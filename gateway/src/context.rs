@@ -14,11 +14,10 @@ pub struct RequestId([u8; 32]);
 impl RequestId {
     /// A new one. Unique, not secret.
     pub fn random() -> RequestId {
-        const HEX: &[u8; 16] = b"0123456789abcdef";
         let bits = fastrand::u128(..);
         let mut text = [0; 32];
-        for (i, digit) in text.iter_mut().enumerate() {
-            *digit = HEX[(bits >> (4 * i)) as usize & 15];
+        for (i, digits) in text.chunks_exact_mut(8).enumerate() {
+            digits.copy_from_slice(&hex((bits >> (32 * i)) as u32).to_le_bytes());
         }
         RequestId(text)
     }
@@ -28,6 +27,17 @@ impl RequestId {
         // SAFETY: `random` is the only way to make one, and writes nothing but ASCII digits and letters.
         unsafe { std::str::from_utf8_unchecked(&self.0) }
     }
+}
+
+/// Eight hexadecimal digits, one a byte, the lowest first: all at once.
+fn hex(bits: u32) -> u64 {
+    let mut spread = u64::from(bits);
+    spread = (spread | spread << 16) & 0x0000_ffff_0000_ffff;
+    spread = (spread | spread << 8) & 0x00ff_00ff_00ff_00ff;
+    spread = (spread | spread << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+    // 1 in each byte whose digit is a letter.
+    let letters = ((spread + 0x0606_0606_0606_0606) >> 4) & 0x0101_0101_0101_0101;
+    spread + 0x3030_3030_3030_3030 + letters * 0x27
 }
 
 impl fmt::Debug for RequestId {
@@ -321,5 +331,20 @@ impl RequestContext {
         cx.captures = self.captures.clone();
         cx.guard = self.guard.clone();
         cx
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_are_hexadecimal() {
+        for bits in [0, 1, 0x9a, 0xdead_beef, 0x0123_4567, u32::MAX] {
+            let digits: String = hex(bits).to_le_bytes().iter().rev().map(|b| char::from(*b)).collect();
+            assert_eq!(digits, format!("{bits:08x}"));
+        }
+        let (one, other) = (RequestId::random(), RequestId::random());
+        assert!(one != other && one.as_str().len() == 32 && one.as_str().bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')), "{one}");
     }
 }

@@ -134,7 +134,9 @@ pub fn classify(req: &request::Parts, rules: &ClassifyRules) -> Classified {
 /// [`Class::Document`] and no monitor for the same request; in doubt `false`.
 pub fn is_plain_document(head: &Peeked<'_>, rules: &ClassifyRules) -> bool {
     let path = head.path;
-    weir_cache::keys::ambiguity(path).is_none()
+    !head.site
+        && !head.steers
+        && weir_cache::keys::ambiguity(path).is_none()
         && !HEALTH_PATHS.contains(&path)
         && !is_api(path, rules)
         && memchr::memmem::find(path.as_bytes(), b"/_next/").is_none()

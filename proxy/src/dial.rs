@@ -199,8 +199,8 @@ struct Pool {
 }
 
 impl Pool {
-    fn entry(&mut self, key: Arc<PeerKey>) -> &mut Peers {
-        if self.swept.elapsed() >= SWEEP {
+    fn entry(&mut self, key: Arc<PeerKey>, now: Instant) -> &mut Peers {
+        if now - self.swept >= SWEEP {
             self.sweep();
         }
         self.peers.entry(key).or_default()
@@ -223,7 +223,7 @@ impl Pool {
 thread_local!(static POOL: RefCell<Pool> = RefCell::new(Pool { peers: HashMap::default(), swept: Instant::now() }));
 
 /// An idle connection that looks alive, or a place on one.
-pub fn reuse(key: &Arc<PeerKey>) -> Option<Connection> {
+pub fn reuse(key: &Arc<PeerKey>, now: Instant) -> Option<Connection> {
     POOL.with_borrow_mut(|pool| {
         let peers = pool.peers.get_mut(key)?;
         if !peers.shared.is_empty() {
@@ -236,7 +236,7 @@ pub fn reuse(key: &Arc<PeerKey>) -> Option<Connection> {
             // On a live idle connection this poll makes no system call: the runtime knows that nothing arrived. An end of stream or
             // stray bytes make the connection useless. What it can not see yet is covered by the retry rule.
             let quiet = wire.poll_fill(&mut Context::from_waker(Waker::noop())).is_pending();
-            if quiet && since.elapsed() < IDLE {
+            if quiet && now - since < IDLE {
                 return Some(Connection::Http1(wire));
             }
         }
@@ -245,16 +245,16 @@ pub fn reuse(key: &Arc<PeerKey>) -> Option<Connection> {
 }
 
 /// Keeps a connection for the next request.
-pub fn keep(key: Arc<PeerKey>, wire: Wire) {
+pub fn keep(key: Arc<PeerKey>, wire: Wire, now: Instant) {
     if !wire.received.is_empty() {
         return; // bytes that no request asked for: never trust the connection again
     }
     POOL.with_borrow_mut(|pool| {
-        let idle = &mut pool.entry(key).idle;
-        while idle.len() >= MAX_IDLE || idle.front().is_some_and(|(since, _)| since.elapsed() >= IDLE) {
+        let idle = &mut pool.entry(key, now).idle;
+        while idle.len() >= MAX_IDLE || idle.front().is_some_and(|(since, _)| now - *since >= IDLE) {
             idle.pop_front();
         }
-        idle.push_back((Instant::now(), wire));
+        idle.push_back((now, wire));
     });
 }
 
@@ -270,10 +270,10 @@ pub async fn connect(connector: &TransportConnector, service: &Arc<ServiceRuntim
         return Ok(Connection::Http1(Wire::new(open(connector, service, endpoint).await?.0)));
     }
     let key = PeerKey::of(service, endpoint);
-    let opening = POOL.with_borrow_mut(|pool| pool.entry(key.clone()).opening.clone());
+    let opening = POOL.with_borrow_mut(|pool| pool.entry(key.clone(), Instant::now()).opening.clone());
     // A burst of first requests shares one connection.
     let _alone = opening.lock().await;
-    if let Some(connection @ Connection::Http2(_)) = reuse(&key) {
+    if let Some(connection @ Connection::Http2(_)) = reuse(&key, Instant::now()) {
         return Ok(connection);
     }
     let (stream, http2) = open(connector, service, endpoint).await?;
@@ -299,7 +299,7 @@ pub async fn connect(connector: &TransportConnector, service: &Arc<ServiceRuntim
     let Some(place) = shared.place() else {
         return Err(failed("connect", format!("{} allows no requests", endpoint.name), http::StatusCode::BAD_GATEWAY));
     };
-    POOL.with_borrow_mut(|pool| pool.entry(key).shared.push(shared));
+    POOL.with_borrow_mut(|pool| pool.entry(key, Instant::now()).shared.push(shared));
     Ok(Connection::Http2(place))
 }
 

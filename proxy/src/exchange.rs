@@ -130,7 +130,7 @@ impl UpstreamBody {
                 if let Some(Source::Http1(body)) = self.from.take()
                     && body.keep
                 {
-                    dial::keep(body.key, body.wire);
+                    dial::keep(body.key, body.wire, Instant::now());
                 }
                 self.trailers = trailers;
                 self.held.over(true);

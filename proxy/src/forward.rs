@@ -107,7 +107,7 @@ pub async fn forward<D: Downstream>(
             exchange::resume(sent, &request, upload, limits).await
         } else {
             let key = PeerKey::of(service, &endpoint);
-            let connected = match if fresh_only { None } else { dial::reuse(&key) } {
+            let connected = match if fresh_only { None } else { dial::reuse(&key, begun) } {
                 Some(wire) => Ok((wire, true)),
                 None => connect(connector, service, &endpoint, until).await.map(|wire| (wire, false)),
             };

@@ -1,12 +1,12 @@
 //! The fast lane's look at a head, held against the strict parser and the classifier: what the one accepts, the other reads the same way.
 
 use bytes::BytesMut;
-use http::header;
+use http::{Method, header};
 use proptest::prelude::*;
 use weir_cache::keys;
 use weir_proxy::{
     classify::{Class, ClassifyRules, classify, is_plain_document},
-    h1::{BodyLength, HeadScan, Limits, Parsed, parse_request, peek},
+    h1::{BodyLength, HeadScan, Limits, Parsed, ResponseLength, lines, parse_request, parse_response, peek, peek_answer},
 };
 
 const LIMITS: Limits = Limits { max_head: 8192, max_headers: 128 };
@@ -43,7 +43,10 @@ fn same(head: &[u8]) -> bool {
     let has = |name: &str| parts.headers.contains_key(name);
     assert_eq!(peeked.directives, has("cache-control") || has("pragma"));
     assert_eq!(peeked.forwarded, parts.headers.keys().any(|name| name.as_str().starts_with("x-forwarded-")));
-    assert!(!has("authorization") && !has("x-cache-refresh") && !has("range") || peeked.range.is_some());
+    let begins = |some: &[&str]| parts.headers.keys().any(|name| some.iter().any(|prefix| name.as_str().starts_with(prefix)));
+    assert_eq!((peeked.credentials, peeked.via), (has("authorization"), has("via")));
+    assert_eq!(peeked.steers, begins(&["x-cache-", "x-warmup-"]));
+    assert_eq!(peeked.site, has("rsc") || begins(&["next-", "x-nextjs-", "x-middleware-"]));
     assert_eq!(keys::canonical_host(peeked.host).as_deref(), Some(peeked.host));
     assert_eq!(keys::normalize_path(peeked.path), peeked.path);
     for rules in [ClassifyRules::default(), ClassifyRules { base_path: "/shop".into(), asset_prefix: "/cdn".into(), ..ClassifyRules::default() }] {
@@ -53,6 +56,35 @@ fn same(head: &[u8]) -> bool {
         }
     }
     true
+}
+
+/// The same of an answer.
+fn same_answer(head: &[u8]) -> bool {
+    let Some(peeked) = peek_answer(head) else { return false };
+    let mut buf = BytesMut::from(head);
+    let parsed = match parse_response(&mut buf, &Method::GET, &LIMITS) {
+        Ok(Some(parsed)) => parsed,
+        other => panic!("{:?}: {other:?}", String::from_utf8_lossy(head)),
+    };
+    assert_eq!(buf.len(), head.len() - peeked.length);
+    assert_eq!((parsed.parts.status, parsed.keep_alive), (peeked.status, true));
+    assert_eq!(parsed.body, if peeked.body == 0 { ResponseLength::Length(0) } else { ResponseLength::Length(peeked.body as u64) });
+    let seen: Vec<(String, Vec<u8>)> = lines(&head[..peeked.length]).map(|(name, value)| (String::from_utf8_lossy(name).to_ascii_lowercase(), value.to_vec())).collect();
+    let mut read: Vec<(String, Vec<u8>)> = parsed.parts.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
+    let mut sorted = seen.clone();
+    sorted.sort();
+    read.sort();
+    assert_eq!(sorted, read);
+    true
+}
+
+#[test]
+fn a_services_answer_is_taken() {
+    assert!(same_answer(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: keep-alive\r\nContent-Length: 2\r\n\r\n{}"));
+    assert!(same_answer(b"HTTP/1.1 404 \r\ncontent-length:0\r\n\r\n"));
+    for other in ["HTTP/1.1 204 No Content\r\ncontent-length: 0", "HTTP/1.1 200 OK\r\nx: y", "HTTP/1.1 100 Continue\r\ncontent-length: 0", "HTTP/1.0 200 OK\r\ncontent-length: 0"] {
+        assert!(!same_answer(format!("{other}\r\n\r\n").as_bytes()), "{other}");
+    }
 }
 
 #[test]
@@ -141,11 +173,26 @@ proptest! {
     }
 
     #[test]
+    fn what_it_takes_of_a_service_the_strict_parser_reads_the_same_way(
+        version in prop_oneof![12 => Just("HTTP/1.1 "), 1 => Just("HTTP/1.0 "), 1 => Just("HTTP/1.1  ")],
+        status in prop_oneof![12 => Just("200 OK"), 2 => Just("404 Not Found"), 1 => Just("204 x"), 1 => Just("101 x"), 1 => Just("600 x"), 1 => Just("200"), 1 => Just("2000 x")],
+        length in prop_oneof![8 => Just("content-length: 3\r\n"), 1 => Just(""), 1 => Just("Content-Length: +3\r\n"), 1 => Just("content-length: 003\r\n")],
+        fields in proptest::collection::vec(field(), 0..6),
+        rest in "[ -~]{0,5}",
+    ) {
+        same_answer(format!("{version}{status}\r\n{length}{}\r\n{rest}", fields.concat()).as_bytes());
+    }
+
+    #[test]
     fn no_bytes_break_it(bytes in proptest::collection::vec(any::<u8>(), 0..80), cut in 0usize..60) {
         same(&bytes);
         let mut head = b"GET /a HTTP/1.1\r\nhost: shop.example\r\naccept: */*\r\n\r\n".to_vec();
         let at = cut.min(head.len());
         head.splice(at..at, bytes.iter().copied().take(3));
         same(&head);
+        let mut head = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nserver: s\r\n\r\nok".to_vec();
+        let at = cut.min(head.len());
+        head.splice(at..at, bytes.iter().copied().take(3));
+        same_answer(&head);
     }
 }

@@ -40,57 +40,41 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Bodies up to this many bytes leave in one piece with their head.
 const SHORT: usize = 4096;
 
-/// Names that are quick to tell from others: by their lengths first.
-struct Known {
-    names: &'static [&'static [u8]],
-    lengths: u64,
-}
-
-impl Known {
-    const fn new(names: &'static [&'static [u8]]) -> Known {
-        let (mut lengths, mut i) = (0, 0);
-        while i < names.len() {
-            lengths |= 1 << names[i].len();
-            i += 1;
-        }
-        Known { names, lengths }
-    }
-
-    fn have(&self, name: &[u8]) -> bool {
-        self.lengths >> name.len().min(63) & 1 == 1 && self.names.iter().any(|known| known.eq_ignore_ascii_case(name))
-    }
-}
-
 /// Fields of requests that do not pass: those of one connection, those that the gateway writes itself, and those that only it may set.
-const NOT_UP: Known = Known::new(&[
-    b"host",
-    b"connection",
-    b"keep-alive",
-    b"proxy-connection",
-    b"proxy-authenticate",
-    b"proxy-authentication-info",
-    b"http2-settings",
-    b"forwarded",
-    b"x-forwarded-for",
-    b"x-forwarded-proto",
-    b"x-forwarded-host",
-    b"x-forwarded-port",
-    b"x-forwarded-prefix",
-    b"x-forwarded-path",
-    b"x-real-ip",
-    b"x-request-id",
-    b"x-consumer-id",
-    b"x-consumer-custom-id",
-    b"x-consumer-username",
-    b"x-consumer-groups",
-    b"x-credential-identifier",
-    b"x-authenticated-groups",
-    b"x-anonymous-consumer",
-]);
+fn stays_here(name: &[u8]) -> bool {
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    match name.len() {
+        4 => is(b"host"),
+        9 => is(b"x-real-ip") || is(b"forwarded"),
+        10 => is(b"connection") || is(b"keep-alive"),
+        12 => is(b"x-request-id"),
+        13 => is(b"x-consumer-id"),
+        14 => is(b"http2-settings"),
+        15 => is(b"x-forwarded-for"),
+        16 => is(b"proxy-connection") || is(b"x-forwarded-host") || is(b"x-forwarded-port") || is(b"x-forwarded-path"),
+        17 => is(b"x-forwarded-proto") || is(b"x-consumer-groups"),
+        18 => is(b"x-forwarded-prefix") || is(b"proxy-authenticate"),
+        19 => is(b"x-consumer-username"),
+        20 => is(b"x-consumer-custom-id") || is(b"x-anonymous-consumer"),
+        22 => is(b"x-authenticated-groups"),
+        23 => is(b"x-credential-identifier"),
+        25 => is(b"proxy-authentication-info"),
+        _ => false,
+    }
+}
 
 /// Fields of answers that do not pass: those of one connection, and what is meant for this cache alone.
-const NOT_DOWN: Known =
-    Known::new(&[b"connection", b"keep-alive", b"proxy-connection", b"proxy-authentication-info", b"http2-settings", b"weir-cache-control"]);
+fn ends_here(name: &[u8]) -> bool {
+    let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
+    match name.len() {
+        10 => is(b"connection") || is(b"keep-alive"),
+        14 => is(b"http2-settings"),
+        16 => is(b"proxy-connection"),
+        18 => is(b"weir-cache-control"),
+        25 => is(b"proxy-authentication-info"),
+        _ => false,
+    }
+}
 
 /// Where a request of this lane goes.
 struct Way<'l> {
@@ -196,21 +180,24 @@ impl Lane {
 
         let Some(endpoint) = way.service.upstream.pick_for(None, &[]) else { return begun(cx, progress, None, seen, None) };
         let key = PeerKey::of(way.service, &endpoint);
-        let Some(Connection::Http1(mut up)) = dial::reuse(&key) else {
+        let at = Instant::now();
+        let Some(Connection::Http1(mut up)) = dial::reuse(&key, at) else {
             return begun(cx, progress, None, seen, Some(Begun { endpoint, sent: None }));
         };
-        cx.times.forwarded = Some(cx.started.elapsed());
+        cx.times.forwarded = Some(at.into_std().saturating_duration_since(cx.started));
         if let Some(parts) = &mut seen {
             chain.to_upstream(&mut cx, parts);
         }
         self.tail.clear();
-        write_request(&mut self.tail, &way, &head, fields, &cx, &endpoint, seen.as_ref().map(|parts| &parts.headers));
+        if self.peer.is_empty() {
+            access::address(&mut self.peer, peer.ip);
+        }
+        write_request(&mut self.tail, &way, &head, fields, &self.peer, &cx, &endpoint, seen.as_ref().map(|parts| &parts.headers));
         up.deadline.set(way.service.write_timeout);
         if send(&mut up.stream, &mut up.deadline, [&self.tail, &[], &[]]).await.is_err() {
             return begun(cx, progress, None, seen, Some(Begun { endpoint, sent: None }));
         }
         cx.sent = true;
-        let at = Instant::now();
         let counted = InFlight::on(&endpoint);
         up.deadline.set(PATIENCE);
         // What went wrong will go wrong again where the general lane looks.
@@ -233,7 +220,7 @@ impl Lane {
         let end = answer.length + answer.body;
         // Bytes that no request asked for: never trust such a connection again.
         if received.len() == end {
-            dial::keep(key, up);
+            dial::keep(key, up, now);
         }
         self.tail.clear();
         write_answer(&mut self.tail, chain, way.sights, &answer, &received, &mut cx, live.snapshot.headers);
@@ -277,41 +264,42 @@ fn seen_of(head: &Peeked<'_>, fields: &[u8], names: &Names) -> Option<request::P
     let mut parts = Request::new(()).into_parts().0;
     parts.uri = Uri::from(PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(head.target.as_bytes())).ok()?);
     for (name, value) in h1::lines(fields) {
-        if names.have(name) && !NOT_UP.have(name) {
+        if names.have(name) && !stays_here(name) {
             parts.headers.append(h1::field_name(name)?, HeaderValue::from_bytes(value).ok()?);
         }
     }
     Some(parts)
 }
 
-fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
-    out.reserve(parts.iter().map(|part| part.len()).sum());
-    for part in parts {
-        out.extend_from_slice(part);
-    }
+/// Appends texts one behind the other: what is known when this is compiled costs no call.
+macro_rules! put {
+    ($out:expr, $($part:expr),+) => {{
+        $($out.extend_from_slice($part);)+
+    }};
 }
 
 /// A line as it came, with its name in lower case as everywhere behind this gateway.
 fn pass(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     let from = out.len();
-    put(out, &[name, b": ", value, b"\r\n"]);
+    put!(out, name, b": ", value, b"\r\n");
     out[from..from + name.len()].make_ascii_lowercase();
 }
 
-/// The request as the service will see it. `seen`: the fields that plugins look at, as they left them.
-fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[u8], cx: &RequestContext, endpoint: &Endpoint, seen: Option<&HeaderMap>) {
+/// The request as the service will see it. `peer`: the client's address as text; `seen`: the fields that plugins look at, as they left them.
+#[allow(clippy::too_many_arguments)]
+fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[u8], peer: &[u8], cx: &RequestContext, endpoint: &Endpoint, seen: Option<&HeaderMap>) {
     let route = way.route;
     out.extend_from_slice(b"GET ");
     match (way.joined(head.path), head.query) {
         (None, _) => out.extend_from_slice(head.target.as_bytes()),
         (Some(path), None) => out.extend_from_slice(path.as_bytes()),
-        (Some(path), Some(query)) => put(out, &[path.as_bytes(), b"?", query.as_bytes()]),
+        (Some(path), Some(query)) => put!(out, path.as_bytes(), b"?", query.as_bytes()),
     }
     let host = if route.preserve_host { head.host.as_bytes() } else { endpoint.host_header(way.service).as_bytes() };
-    put(out, &[b" HTTP/1.1\r\nhost: ", host, b"\r\n"]);
+    put!(out, b" HTTP/1.1\r\nhost: ", host, b"\r\n");
     let kong = route.headers == HeaderNames::Kong;
     for (name, value) in h1::lines(fields) {
-        let ours = NOT_UP.have(name) || way.sights.request.have(name) || (kong && name.eq_ignore_ascii_case(b"x-kong-request-id"));
+        let ours = stays_here(name) || way.sights.request.have(name) || (kong && name.eq_ignore_ascii_case(b"x-kong-request-id"));
         if !ours {
             pass(out, name, value);
         }
@@ -320,22 +308,17 @@ fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[
         h1::line(out, name, value);
     }
     let (id, client) = (cx.id.as_str().as_bytes(), &cx.client);
-    out.extend_from_slice(b"x-forwarded-for: ");
-    let text = out.len();
-    access::address(out, client.peer);
-    let text = text..out.len();
-    out.extend_from_slice(b"\r\nx-real-ip: ");
-    out.extend_from_within(text);
+    put!(out, b"x-forwarded-for: ", peer, b"\r\nx-real-ip: ", peer);
     let mut port = itoa::Buffer::new();
-    put(out, &[b"\r\nx-forwarded-proto: ", client.scheme.as_str().as_bytes(), b"\r\nx-forwarded-host: ", head.host.as_bytes()]);
-    put(out, &[b"\r\nx-forwarded-port: ", port.format(client.port).as_bytes(), b"\r\nx-forwarded-path: ", head.path.as_bytes()]);
+    put!(out, b"\r\nx-forwarded-proto: ", client.scheme.as_str().as_bytes(), b"\r\nx-forwarded-host: ", head.host.as_bytes());
+    put!(out, b"\r\nx-forwarded-port: ", port.format(client.port).as_bytes(), b"\r\nx-forwarded-path: ", head.path.as_bytes());
     let stripped = route.strip_path && way.prefix_len > 0 && route.path_handling == PathHandling::V0;
     if let Some(prefix) = head.path.get(..way.prefix_len).filter(|prefix| stripped && *prefix != "/") {
-        put(out, &[b"\r\nx-forwarded-prefix: ", prefix.as_bytes()]);
+        put!(out, b"\r\nx-forwarded-prefix: ", prefix.as_bytes());
     }
-    put(out, &[b"\r\nx-request-id: ", id]);
+    put!(out, b"\r\nx-request-id: ", id);
     if kong {
-        put(out, &[b"\r\nx-kong-request-id: ", id]);
+        put!(out, b"\r\nx-kong-request-id: ", id);
     }
     out.extend_from_slice(b"\r\nvia: 1.1 weir\r\n\r\n");
 }
@@ -347,7 +330,7 @@ fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, answer: &Peek
     if !chain.ignores_answers() {
         let mut parts: response::Parts = Response::new(()).into_parts().0;
         parts.status = answer.status;
-        for (name, value) in h1::lines(head).filter(|(name, _)| sights.answer.have(name) && !NOT_DOWN.have(name)) {
+        for (name, value) in h1::lines(head).filter(|(name, _)| sights.answer.have(name) && !ends_here(name)) {
             if let (Some(name), Ok(value)) = (h1::field_name(name), HeaderValue::from_bytes(value)) {
                 parts.headers.append(name, value);
             }
@@ -361,7 +344,7 @@ fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, answer: &Peek
     h1::status_line(out, status);
     let (mut dated, mut has_id) = (false, false);
     for (name, value) in h1::lines(head) {
-        if NOT_DOWN.have(name) || times::are_ours(names, name) || sights.answer.have(name) {
+        if ends_here(name) || times::are_ours(names, name) || sights.answer.have(name) {
             continue;
         }
         dated |= name.eq_ignore_ascii_case(b"date");
@@ -375,7 +358,7 @@ fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, answer: &Peek
     }
     let id = cx.id.as_str().as_bytes();
     if !has_id {
-        put(out, &[b"x-request-id: ", id, b"\r\n"]);
+        put!(out, b"x-request-id: ", id, b"\r\n");
     }
     times::write(out, cx, names);
     if !dated {

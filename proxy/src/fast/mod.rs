@@ -39,6 +39,8 @@ mod forward;
 pub struct Lane {
     key: String,
     tail: Vec<u8>,
+    /// The client's address as text.
+    peer: Vec<u8>,
 }
 
 /// What became of the bytes that arrived.
@@ -139,7 +141,7 @@ impl Lane {
         if peer.sni.as_deref().is_some_and(|sni| !head.host.eq_ignore_ascii_case(sni)) {
             return None;
         }
-        if head.credentials || head.site || head.steers {
+        if head.credentials {
             return None;
         }
         // From a trusted proxy these fields say who asks and how.

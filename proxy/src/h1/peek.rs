@@ -100,41 +100,77 @@ pub fn peek(buf: &[u8], max_head: usize) -> Option<Peeked<'_>> {
         [b'H', b'E', b'A', b'D', b' ', b'/', ..] => (true, 5),
         _ => return None,
     };
-    let mut lines = memchr::memchr_iter(b'\n', buf);
-    let first = lines.next()?;
-    let target = buf[from..first].strip_suffix(b" HTTP/1.1\r")?;
+    let first = control(buf, from)?;
+    let target = buf[from..first].strip_suffix(b" HTTP/1.1")?;
     let mut found = Peeked::new(head_only, std::str::from_utf8(target).ok()?)?;
-    let mut begin = first + 1;
-    for (count, end) in lines.enumerate() {
-        let line = buf[begin..end].strip_suffix(b"\r")?;
-        begin = end + 1;
-        if line.is_empty() {
-            found.length = begin;
-            return (begin <= max_head && !found.host.is_empty()).then_some(found);
+    let mut begin = after_line(buf, first)?;
+    for _ in 0..=MAX_LINES {
+        if let Some(end) = end_of_head(buf, begin)? {
+            found.length = end;
+            return (end <= max_head && !found.host.is_empty()).then_some(found);
         }
-        if count > MAX_LINES {
-            return None;
-        }
-        let colon = memchr::memchr(b':', line)?;
-        let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
-        if !fields::is_token(name) || name.len() > 64 || !fields::is_value(value) {
-            return None;
-        }
+        let (name, value, next) = field(buf, begin)?;
+        begin = next;
         found.note(name, value)?;
     }
     None
 }
 
+/// The place of the next control character, from `from` on; a tab is none. Eight bytes at a time.
+fn control(buf: &[u8], mut from: usize) -> Option<usize> {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    const HIGH: u64 = ONES << 7;
+    while let Some(eight) = buf.get(from..from + 8) {
+        let word = u64::from_le_bytes(eight.try_into().ok()?);
+        // The lowest bit that is set belongs to the first byte below 0x20, or equal to 0x7f.
+        let delete = word ^ (ONES * 0x7f);
+        let marks = ((word.wrapping_sub(ONES * 0x20) & !word) | (delete.wrapping_sub(ONES) & !delete)) & HIGH;
+        if marks == 0 {
+            from += 8;
+            continue;
+        }
+        from += marks.trailing_zeros() as usize / 8;
+        if buf[from] != b'\t' {
+            return Some(from);
+        }
+        from += 1;
+    }
+    let rest = buf.get(from..)?;
+    rest.iter().position(|b| (*b < 0x20 && *b != b'\t') || *b == 0x7f).map(|at| from + at)
+}
+
+/// What follows the line whose CR is at `end`; `None`: something else is there.
+fn after_line(buf: &[u8], end: usize) -> Option<usize> {
+    buf[end..].starts_with(b"\r\n").then_some(end + 2)
+}
+
+/// The end of the head, if its empty line is at `begin`; `None`: nothing is there yet.
+fn end_of_head(buf: &[u8], begin: usize) -> Option<Option<usize>> {
+    match &buf[begin..] {
+        [b'\r', b'\n', ..] => Some(Some(begin + 2)),
+        [] | [b'\r'] => None,
+        _ => Some(None),
+    }
+}
+
+/// The field line that begins at `begin`: name, value without surrounding blanks, and where the next line begins. `None`: it is not whole, or
+/// needs more thought.
+fn field(buf: &[u8], begin: usize) -> Option<(&[u8], &[u8], usize)> {
+    let colon = begin + buf[begin..].iter().position(|b| !fields::TOKEN[usize::from(*b)])?;
+    if buf[colon] != b':' || colon == begin || colon - begin > 64 {
+        return None;
+    }
+    let end = control(buf, colon + 1)?;
+    Some((&buf[begin..colon], trimmed(&buf[colon + 1..end]), after_line(buf, end)?))
+}
+
 /// The field lines of a head that was looked at, as they stand: names, and values without surrounding blanks.
 pub fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let mut begin = memchr::memchr(b'\n', head).map_or(head.len(), |end| end + 1);
+    let mut begin = control(head, 0).map_or(head.len(), |end| end + 2);
     std::iter::from_fn(move || {
-        let rest = head.get(begin..)?;
-        let end = memchr::memchr(b'\n', rest)?;
-        begin += end + 1;
-        let line = rest[..end].strip_suffix(b"\r")?;
-        let colon = memchr::memchr(b':', line)?;
-        Some((&line[..colon], trimmed(&line[colon + 1..])))
+        let (name, value, next) = field(head, begin)?;
+        begin = next;
+        Some((name, value))
     })
 }
 
@@ -154,26 +190,13 @@ pub struct PeekedAnswer {
 pub fn peek_answer(buf: &[u8]) -> Option<PeekedAnswer> {
     let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', b' ', a @ b'2'..=b'5', b, c, b' ', ..] = buf else { return None };
     let status = StatusCode::from_bytes(&[*a, *b, *c]).ok().filter(|status| !matches!(status.as_u16(), 204 | 304))?;
-    let mut lines = memchr::memchr_iter(b'\n', buf);
-    let first = lines.next()?;
-    if !fields::is_value(buf[13..first].strip_suffix(b"\r")?) {
-        return None;
-    }
-    let (mut begin, mut body) = (first + 1, None);
-    for (count, end) in lines.enumerate() {
-        let line = buf[begin..end].strip_suffix(b"\r")?;
-        begin = end + 1;
-        if line.is_empty() {
-            return body.map(|body| PeekedAnswer { length: begin, status, body });
+    let (mut begin, mut body) = (after_line(buf, control(buf, 13)?)?, None);
+    for _ in 0..=MAX_LINES {
+        if let Some(length) = end_of_head(buf, begin)? {
+            return body.map(|body| PeekedAnswer { length, status, body });
         }
-        if count > MAX_LINES {
-            return None;
-        }
-        let colon = memchr::memchr(b':', line)?;
-        let (name, value) = (&line[..colon], trimmed(&line[colon + 1..]));
-        if !fields::is_token(name) || name.len() > 64 || !fields::is_value(value) {
-            return None;
-        }
+        let (name, value, next) = field(buf, begin)?;
+        begin = next;
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         match name.len() {
             2 if is(b"te") => return None,
@@ -312,7 +335,7 @@ fn canonical(host: &[u8]) -> bool {
         && (1..=253).contains(&name.len())
         && name[0] != b'.'
         && name[name.len() - 1] != b'.'
-        && memchr::memmem::find(name, b"..").is_none();
+        && !name.windows(2).any(|two| two == b"..");
     let port_ok = port.is_none_or(|port| {
         let number = port.iter().try_fold(0u32, |sum, b| b.is_ascii_digit().then(|| sum * 10 + u32::from(b - b'0')));
         (1..=5).contains(&port.len()) && port[0] != b'0' && number.is_some_and(|n| n <= 65_535 && n != 80 && n != 443)
