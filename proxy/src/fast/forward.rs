@@ -17,14 +17,15 @@ use crate::{
     exchange::Sent,
     forward::Begun,
     gateway::{Handed, Stage},
-    h1::{self, Peeked, PeekedAnswer},
+    h1::{self, Peeked},
     live::Live,
     server::{Door, Peer},
     times,
     wire::{Wire, send},
 };
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header, request, response, uri::PathAndQuery};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request, response, uri::PathAndQuery};
+use smallvec::SmallVec;
 use std::{borrow::Cow, io, sync::{Arc, LazyLock}, time::Duration};
 use tokio::time::Instant;
 use weir_config::{HeaderNames, PathHandling};
@@ -39,6 +40,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Bodies up to this many bytes leave in one piece with their head.
 const SHORT: usize = 4096;
+
+/// The field lines of a head. Most heads have fewer.
+type Lines<'a> = SmallVec<[h1::Line<'a>; 24]>;
 
 /// Fields of requests that do not pass: those of one connection, those that the gateway writes itself, and those that only it may set.
 fn stays_here(name: &[u8]) -> bool {
@@ -142,9 +146,9 @@ impl Lane {
         if !settings.fast_lane || !live.has(door.kind) {
             return Served::No;
         }
-        let Some(head) = h1::peek(&wire.received, settings.max_head) else { return Served::No };
+        let mut fields = Lines::new();
+        let Some(head) = h1::peek_lines(&wire.received, settings.max_head, |line| fields.push(line)) else { return Served::No };
         let Some(way) = Way::of(&live, peer, &head) else { return Served::No };
-        let fields = &wire.received[..head.length];
         let chain = &way.route.chains.base;
         let mut cx = RequestContext::new(Client {
             ip: peer.ip,
@@ -163,7 +167,7 @@ impl Lane {
         let mut seen = None;
         let mut progress = None;
         if !chain.ignores_requests() {
-            let Some(parts) = seen_of(&head, fields, &way.sights.request) else { return Served::No };
+            let Some(parts) = seen_of(&head, &fields, &way.sights.request) else { return Served::No };
             let parts = seen.insert(parts);
             let mut at = way.route.chains.begin(&cx);
             match way.route.chains.walk(&mut cx, parts, &mut at) {
@@ -192,7 +196,8 @@ impl Lane {
         if self.peer.is_empty() {
             access::address(&mut self.peer, peer.ip);
         }
-        write_request(&mut self.tail, &way, &head, fields, &self.peer, &cx, &endpoint, seen.as_ref().map(|parts| &parts.headers));
+        write_request(&mut self.tail, &way, &head, &fields, &self.peer, &cx, &endpoint, seen.as_ref().map(|parts| &parts.headers));
+        drop(fields);
         up.deadline.set(way.service.write_timeout);
         if send(&mut up.stream, &mut up.deadline, [&self.tail, &[], &[]]).await.is_err() {
             return begun(cx, progress, None, seen, Some(Begun { endpoint, sent: None }));
@@ -202,10 +207,12 @@ impl Lane {
         up.deadline.set(PATIENCE);
         // What went wrong will go wrong again where the general lane looks.
         let arrived = up.fill().await.is_ok();
-        let answer = h1::peek_answer(&up.received).filter(|answer| {
+        let mut lines = Lines::new();
+        let answer = h1::peek_answer(&up.received, |line| lines.push(line)).filter(|answer| {
             arrived && up.received.len() >= answer.length + answer.body && !way.service.care.retry.statuses.contains(&answer.status.as_u16())
         });
         let Some(answer) = answer.filter(|_| cx.cookies.is_empty() && cx.hidden.is_empty()) else {
+            drop(lines);
             let sent = Some(Sent { wire: up, key, counted, at });
             return begun(cx, progress, None, seen, Some(Begun { endpoint, sent }));
         };
@@ -216,14 +223,15 @@ impl Lane {
         way.service.upstream.report(&endpoint, Outcome::Answered { status: answer.status, after: now - at });
         drop(counted);
         cx.endpoint = Some(endpoint);
+        self.tail.clear();
+        write_answer(&mut self.tail, chain, way.sights, answer.status, &lines, &mut cx, live.snapshot.headers);
+        drop(lines);
         let mut received = std::mem::take(&mut up.received);
         let end = answer.length + answer.body;
         // Bytes that no request asked for: never trust such a connection again.
         if received.len() == end {
             dial::keep(key, up, now);
         }
-        self.tail.clear();
-        write_answer(&mut self.tail, chain, way.sights, &answer, &received, &mut cx, live.snapshot.headers);
         wire.deadline.set(settings.body_timeout);
         cx.bytes.1 = answer.body as u64;
         let mut body = &received[answer.length..end];
@@ -260,10 +268,10 @@ fn hand_over(
 }
 
 /// The request with nothing but the fields that are looked at.
-fn seen_of(head: &Peeked<'_>, fields: &[u8], names: &Names) -> Option<request::Parts> {
+fn seen_of(head: &Peeked<'_>, fields: &[h1::Line<'_>], names: &Names) -> Option<request::Parts> {
     let mut parts = Request::new(()).into_parts().0;
     parts.uri = Uri::from(PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(head.target.as_bytes())).ok()?);
-    for (name, value) in h1::lines(fields) {
+    for &(name, value) in fields {
         if names.have(name) && !stays_here(name) {
             parts.headers.append(h1::field_name(name)?, HeaderValue::from_bytes(value).ok()?);
         }
@@ -287,7 +295,7 @@ fn pass(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 
 /// The request as the service will see it. `peer`: the client's address as text; `seen`: the fields that plugins look at, as they left them.
 #[allow(clippy::too_many_arguments)]
-fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[u8], peer: &[u8], cx: &RequestContext, endpoint: &Endpoint, seen: Option<&HeaderMap>) {
+fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[h1::Line<'_>], peer: &[u8], cx: &RequestContext, endpoint: &Endpoint, seen: Option<&HeaderMap>) {
     let route = way.route;
     out.extend_from_slice(b"GET ");
     match (way.joined(head.path), head.query) {
@@ -298,7 +306,7 @@ fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[
     let host = if route.preserve_host { head.host.as_bytes() } else { endpoint.host_header(way.service).as_bytes() };
     put!(out, b" HTTP/1.1\r\nhost: ", host, b"\r\n");
     let kong = route.headers == HeaderNames::Kong;
-    for (name, value) in h1::lines(fields) {
+    for &(name, value) in fields {
         let ours = stays_here(name) || way.sights.request.have(name) || (kong && name.eq_ignore_ascii_case(b"x-kong-request-id"));
         if !ours {
             pass(out, name, value);
@@ -324,13 +332,12 @@ fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[
 }
 
 /// The head of the answer as this client will see it.
-fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, answer: &PeekedAnswer, received: &[u8], cx: &mut RequestContext, names: HeaderNames) {
-    let head = &received[..answer.length];
+fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, status: StatusCode, lines: &[h1::Line<'_>], cx: &mut RequestContext, names: HeaderNames) {
     let mut seen = None;
     if !chain.ignores_answers() {
         let mut parts: response::Parts = Response::new(()).into_parts().0;
-        parts.status = answer.status;
-        for (name, value) in h1::lines(head).filter(|(name, _)| sights.answer.have(name) && !ends_here(name)) {
+        parts.status = status;
+        for (name, value) in lines.iter().filter(|(name, _)| sights.answer.have(name) && !ends_here(name)) {
             if let (Some(name), Ok(value)) = (h1::field_name(name), HeaderValue::from_bytes(value)) {
                 parts.headers.append(name, value);
             }
@@ -339,11 +346,11 @@ fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, answer: &Peek
         chain.response(cx, &mut parts);
         seen = Some(parts);
     }
-    let status = seen.as_ref().map_or(answer.status, |parts| parts.status);
+    let status = seen.as_ref().map_or(status, |parts| parts.status);
     cx.status = status.as_u16();
     h1::status_line(out, status);
     let (mut dated, mut has_id) = (false, false);
-    for (name, value) in h1::lines(head) {
+    for &(name, value) in lines {
         if ends_here(name) || times::are_ours(names, name) || sights.answer.have(name) {
             continue;
         }

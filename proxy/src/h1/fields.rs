@@ -9,7 +9,7 @@ use std::cell::RefCell;
 const MAX_NAME: usize = 256;
 
 /// Which bytes a token may consist of (RFC 9110 section 5.6.2).
-pub(super) const TOKEN: [bool; 256] = {
+pub(super) static TOKEN: [bool; 256] = {
     let mut table = [false; 256];
     let mut i = 0;
     while i < 256 {

@@ -13,7 +13,7 @@ mod write;
 
 pub use body::{BodyDecoder, BodyEncoder, BodyLength, Decoded, EncodeError, FramingError, ResponseLength, permitted};
 pub use head::{HeadError, Limits, Parsed, RequestHead, parse_request};
-pub use peek::{Peeked, PeekedAnswer, lines, peek, peek_answer};
+pub use peek::{Line, Peeked, PeekedAnswer, peek, peek_answer, peek_lines};
 pub use response::{ResponseHead, parse_response};
 pub use fields::field_name;
 pub use scan::HeadScan;

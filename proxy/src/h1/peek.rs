@@ -95,6 +95,14 @@ fn all(text: &[u8], table: &[bool; 256]) -> bool {
 
 /// Looks at the head at the beginning of `buf`. `max_head`: the longest head that is served, in bytes.
 pub fn peek(buf: &[u8], max_head: usize) -> Option<Peeked<'_>> {
+    peek_lines(buf, max_head, |_| ())
+}
+
+/// A field line as it stands: its name, and its value without surrounding blanks.
+pub type Line<'a> = (&'a [u8], &'a [u8]);
+
+/// The same, telling of every field line.
+pub fn peek_lines<'a>(buf: &'a [u8], max_head: usize, mut tell: impl FnMut(Line<'a>)) -> Option<Peeked<'a>> {
     let (head_only, from) = match buf {
         [b'G', b'E', b'T', b' ', b'/', ..] => (false, 4),
         [b'H', b'E', b'A', b'D', b' ', b'/', ..] => (true, 5),
@@ -111,6 +119,7 @@ pub fn peek(buf: &[u8], max_head: usize) -> Option<Peeked<'_>> {
         }
         let (name, value, next) = field(buf, begin)?;
         begin = next;
+        tell((name, value));
         found.note(name, value)?;
     }
     None
@@ -164,16 +173,6 @@ fn field(buf: &[u8], begin: usize) -> Option<(&[u8], &[u8], usize)> {
     Some((&buf[begin..colon], trimmed(&buf[colon + 1..end]), after_line(buf, end)?))
 }
 
-/// The field lines of a head that was looked at, as they stand: names, and values without surrounding blanks.
-pub fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let mut begin = control(head, 0).map_or(head.len(), |end| end + 2);
-    std::iter::from_fn(move || {
-        let (name, value, next) = field(head, begin)?;
-        begin = next;
-        Some((name, value))
-    })
-}
-
 /// An answer's head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeekedAnswer {
@@ -186,8 +185,8 @@ pub struct PeekedAnswer {
 }
 
 /// Looks at the head of an answer to a GET at the beginning of `buf`: one of HTTP/1.1, whose body has a `Content-Length`, and whose connection
-/// goes on. Whatever else there is is `None`, and [`parse_response`](super::parse_response) decides.
-pub fn peek_answer(buf: &[u8]) -> Option<PeekedAnswer> {
+/// goes on. It tells of every field line. Whatever else there is is `None`, and [`parse_response`](super::parse_response) decides.
+pub fn peek_answer<'a>(buf: &'a [u8], mut tell: impl FnMut(Line<'a>)) -> Option<PeekedAnswer> {
     let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', b' ', a @ b'2'..=b'5', b, c, b' ', ..] = buf else { return None };
     let status = StatusCode::from_bytes(&[*a, *b, *c]).ok().filter(|status| !matches!(status.as_u16(), 204 | 304))?;
     let (mut begin, mut body) = (after_line(buf, control(buf, 13)?)?, None);
@@ -197,6 +196,7 @@ pub fn peek_answer(buf: &[u8]) -> Option<PeekedAnswer> {
         }
         let (name, value, next) = field(buf, begin)?;
         begin = next;
+        tell((name, value));
         let is = |known: &[u8]| name.eq_ignore_ascii_case(known);
         match name.len() {
             2 if is(b"te") => return None,
