@@ -357,7 +357,7 @@ impl<'a> Reader<'a> {
 
 /// The head is written to clients as it is, so every byte of it must be what a head may have.
 fn head_is_sound(head: &[u8], meta: &Meta, body: usize) -> bool {
-    let Some(end) = memchr::memmem::find(head, b"\r\n") else { return false };
+    let Some(end) = memchr::memchr(b'\r', head).filter(|end| head[*end..].starts_with(b"\r\n")) else { return false };
     let mut start = *b"HTTP/1.1 000 ";
     let Ok(status) = StatusCode::from_u16(meta.status) else { return false };
     start[9..12].copy_from_slice(status.as_str().as_bytes());

@@ -1,11 +1,12 @@
 //! The engine: memory, then store, then one fill.
 
 use crate::{
-    CacheRequest, Entry, Fetch, Outcome, Plan, Stats, StatsSnapshot,
+    CacheRequest, Entry, Fetch, Outcome, Plan, Stats, StatsSnapshot, Tier,
     clock::Clock,
+    codec::Stored,
     encoder::Encoder,
     flight::Flights,
-    memory::{Memory, Slot},
+    memory::{Memory, Slot, StoredKey},
     places::Places,
     recent::Recent,
     serve::Call,
@@ -103,10 +104,27 @@ impl Engine {
         }
     }
 
-    /// Counts a hit that was served after [`Engine::peek`].
+    /// The entry under a primary key in the store, whatever its age, where no tier in memory stands before it; else, and for whatever else lies
+    /// there, `None`: then [`Engine::serve`] decides. For the caller of [`Engine::peek`], and with the same duties.
+    pub async fn look(&self, epoch: &str, key: &str) -> Option<Arc<Entry>> {
+        if self.memory.capacity() > 0 {
+            return None;
+        }
+        let key = StoredKey { epoch: epoch.into(), key: key.into(), variant: Arc::default() };
+        match self.read(&key).await.ok()?.stored? {
+            Stored::Entry(entry) => Some(entry),
+            Stored::Spec(_) | Stored::Pass { .. } => None,
+        }
+    }
+
+    /// Counts a hit that was served after [`Engine::peek`] or [`Engine::look`].
     #[inline]
-    pub fn count_hit(&self) {
-        self.stats.memory_hits.fetch_add(1, Relaxed);
+    pub fn count_hit(&self, tier: Tier) {
+        match tier {
+            Tier::Memory => &self.stats.memory_hits,
+            Tier::Store => &self.stats.store_hits,
+        }
+        .fetch_add(1, Relaxed);
     }
 
     /// Answers a request from the cache, or fetches, or says that the request must be forwarded as it came.

@@ -537,9 +537,9 @@ pub(crate) fn lines(head: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
 pub(crate) fn field_lines(fields: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
     let mut rest = fields;
     std::iter::from_fn(move || {
-        let end = memchr::memmem::find(rest, b"\r\n")?;
-        let line = &rest[..end];
-        rest = &rest[end + 2..];
+        let end = memchr::memchr(b'\n', rest)?;
+        let line = rest[..end].strip_suffix(b"\r")?;
+        rest = &rest[end + 1..];
         let colon = memchr::memchr(b':', line)?;
         Some((&line[..colon], line[colon + 1..].trim_ascii()))
     })

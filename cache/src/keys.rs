@@ -110,7 +110,7 @@ pub fn ambiguity(path: &str) -> Option<&'static str> {
     if memchr::memchr(b'\\', bytes).is_some() {
         return Some("backslash in the path");
     }
-    if memchr::memmem::find(bytes, b"//").is_some() {
+    if bytes.windows(2).any(|two| two == b"//") {
         return Some("empty segment in the path");
     }
     let mut has_escapes = false;

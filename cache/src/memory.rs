@@ -6,7 +6,6 @@ use ahash::RandomState;
 use quick_cache::{Equivalent, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 use sha2::{Digest, Sha256};
 use std::{
-    fmt::Write as _,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -55,8 +54,8 @@ impl StoredKey {
         let mut text = String::with_capacity(48 + self.epoch.len() + self.key.len().min(200) + self.variant.len());
         text.push_str(class);
         text.push_str(":{");
-        for byte in &digest[..16] {
-            let _ = write!(text, "{byte:02x}");
+        for digit in digest[..16].iter().flat_map(|byte| [byte >> 4, byte & 15]) {
+            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
         }
         text.push_str("}:");
         text.push_str(&self.epoch);

@@ -7,7 +7,7 @@ use std::{
     cell::Cell,
 };
 use support::*;
-use weir_cache::status;
+use weir_cache::{Tier, status};
 
 thread_local!(static COUNT: Cell<u64> = const { Cell::new(0) });
 
@@ -52,7 +52,7 @@ async fn a_hit_in_memory_allocates_nothing() {
         status::write_hit(&mut out, entry.ttl(now), Some(key));
         out.extend_from_slice(b"\r\n\r\n");
         out.extend_from_slice(entry.body());
-        machine.engine.count_hit();
+        machine.engine.count_hit(Tier::Memory);
     }
     assert_eq!(COUNT.get() - before, 0);
     // Neither does the choice of an encoding, nor the look whether the client has it already.

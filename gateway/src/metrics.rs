@@ -109,13 +109,15 @@ pub struct HitCounters {
     partial: IntCounter,
     duration: Histogram,
     bytes: IntCounter,
-    cache: IntCounter,
+    memory: IntCounter,
+    store: IntCounter,
     client_gone: IntCounter,
 }
 
 impl HitCounters {
-    /// A hit was sent: with this status (200, 206 or 304), so many bytes of body, in this time; `gone`: the client did not take all of it.
-    pub fn hit(&self, status: u16, bytes: u64, time: std::time::Duration, gone: bool) {
+    /// A hit was sent: from this tier, with this status (200, 206 or 304), so many bytes of body, in this time; `gone`: the client did not take
+    /// all of it.
+    pub fn hit(&self, tier: Tier, status: u16, bytes: u64, time: std::time::Duration, gone: bool) {
         match status {
             304 => &self.not_modified,
             206 => &self.partial,
@@ -124,7 +126,11 @@ impl HitCounters {
         .inc();
         self.duration.observe(time.as_secs_f64());
         self.bytes.inc_by(bytes);
-        self.cache.inc();
+        match tier {
+            Tier::Memory => &self.memory,
+            Tier::Store => &self.store,
+        }
+        .inc();
         if gone {
             self.client_gone.inc();
         }
@@ -239,7 +245,7 @@ impl Metrics {
         }
     }
 
-    /// The counters for hits in memory that the fast lane serves at a door, for requests of one kind under one cache policy.
+    /// The counters for hits that the fast lane serves at a door, for requests of one kind under one cache policy.
     pub fn hits(&self, door: &str, kind: &str, policy: &str) -> HitCounters {
         let status = |status: &str| self.requests.with_label_values(&[door, kind, status]);
         HitCounters {
@@ -248,7 +254,8 @@ impl Metrics {
             partial: status("206"),
             duration: self.duration.with_label_values(&[door, kind]),
             bytes: self.bytes.with_label_values(&[door, "out"]),
-            cache: self.cache.with_label_values(&[policy, "hit", "memory"]),
+            memory: self.cache.with_label_values(&[policy, "hit", "memory"]),
+            store: self.cache.with_label_values(&[policy, "hit", "store"]),
             client_gone: self.failures.with_label_values(&[door, "client-gone"]),
         }
     }

@@ -139,7 +139,7 @@ pub fn is_plain_document(head: &Peeked<'_>, rules: &ClassifyRules) -> bool {
         && weir_cache::keys::ambiguity(path).is_none()
         && !HEALTH_PATHS.contains(&path)
         && !is_api(path, rules)
-        && memchr::memmem::find(path.as_bytes(), b"/_next/").is_none()
+        && !path.as_bytes().windows(7).any(|seven| seven == b"/_next/")
         && !path.ends_with("/_next/image")
         && !is_rsc_path(path)
         && !head.cookie.is_some_and(|line| has_draft_cookie(std::iter::once(line)))

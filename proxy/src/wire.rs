@@ -13,7 +13,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Space that a read finds.
-const READ: usize = 8 * 1024;
+const READ: usize = 16 * 1024;
 
 thread_local! {
     /// The space of the last read that found nothing. Most connections of a thread wait; they wait without a buffer, and whoever is next

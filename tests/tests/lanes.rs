@@ -221,3 +221,37 @@ async fn requests_in_a_row_and_in_pieces_are_answered_in_order() {
         assert!(connection.is_closed().await, "nothing behind a refused head is read");
     }
 }
+
+/// Without a tier in memory, both lanes answer from the store.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_lanes_give_the_same_answers_from_the_store() {
+    let shop = Shop::start().await;
+    let origin = Origin::start(|seen| Told::large_page(seen.path(), 4000)).await;
+    let made = both(&shop, |config| {
+        config.set("/edge/origin", json!(origin.url())).set("/edge/guests", json!(null)).set("/server/cache_memory", json!(0))
+    })
+    .await;
+    let [fast, general] = &made;
+    for weir in &made {
+        eventually("the page is kept", async || (weir.edge().get("/").send().await.verdict() == "HIT").then_some(())).await;
+    }
+    let etag = fast.edge().get("/").send().await.must("etag").to_owned();
+    let from_store = async |weir: &Weir| weir.metric("weir_cache_requests_total", &["verdict=\"hit\"", "tier=\"store\""]).await;
+    let before = [from_store(fast).await, from_store(general).await];
+    let mut different = Vec::new();
+    for field in ["", "accept-encoding: br\r\n", "if-none-match: \"other\"\r\n", &format!("if-none-match: {etag}\r\n"), "range: bytes=0-9\r\n", "cookie: session=abc\r\n"] {
+        for method in ["GET", "HEAD"] {
+            let raw = format!("{method} / HTTP/1.1\r\nHost: shop.test\r\n{field}\r\n");
+            let (one, other) = (ask(fast.edge(), &raw, method).await, ask(general.edge(), &raw, method).await);
+            if one != other {
+                different.push(format!("{raw:?}\n--- fast\n{one}\n--- general\n{other}\n"));
+            }
+        }
+    }
+    assert!(different.is_empty(), "{} differ:\n{}", different.len(), different.join("\n"));
+    eventually("both count the same", async || {
+        let counted = [from_store(fast).await - before[0], from_store(general).await - before[1]];
+        (counted[0] == counted[1] && counted[0] >= 10.0).then_some(())
+    })
+    .await;
+}

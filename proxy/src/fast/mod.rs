@@ -20,6 +20,7 @@ use crate::{
     guest::{Visitor, has_session},
     h1::{self, Peeked},
     live::{EdgeRules, Live},
+    pages::PageKey,
     server::{Door, DoorKind, Peer},
     wire::{Wire, send},
     work::{self, Shown},
@@ -28,7 +29,7 @@ use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use std::{sync::Arc, time::Instant};
-use weir_cache::{Accepted, Entry, Report, Variant, Verdict, status};
+use weir_cache::{Accepted, Entry, Report, Tier, Variant, Verdict, status};
 use weir_config::{CacheHeaders, HeaderNames};
 use weir_gateway::{RequestId, metrics::HitCounters};
 
@@ -55,16 +56,17 @@ pub enum Served {
     Begun(Box<Handed>),
 }
 
-/// Where the entry was found.
+/// Where the entry may be.
 struct Place<'l> {
     edge: &'l EdgeRules,
-    epoch: &'l str,
+    page: PageKey<'l>,
     counters: &'l HitCounters,
 }
 
 /// A hit that is about to be written.
 struct Hit<'a> {
     entry: &'a Entry,
+    tier: Tier,
     variant: &'a Variant,
     accepted: Accepted,
     /// The client has it already: a 304.
@@ -85,10 +87,17 @@ impl Lane {
         let started = Instant::now();
         let live = door.weir.live.load();
         let Some(head) = h1::peek(&wire.received, live.settings.max_head) else { return Served::No };
-        let Some((entry, place)) = self.find(door, &live, peer, &head) else { return Served::No };
+        let Some(place) = self.place(&live, peer, &head) else { return Served::No };
         let cache = &door.weir.environment.cache;
-        let Some(hit) = Hit::of(&entry, &head, cache.clock().now_ms()) else { return Served::No };
-        cache.wish(place.epoch, &self.key, "", &entry, &hit.accepted);
+        let epoch = place.page.epoch;
+        let (entry, tier) = match cache.peek(epoch, &self.key) {
+            Some(entry) => (entry, Tier::Memory),
+            None => match cache.look(epoch, &self.key).await {
+                Some(entry) => (entry, Tier::Store),
+                None => return Served::No,
+            },
+        };
+        let Some(hit) = self.of(door, &entry, tier, &place, &head) else { return Served::No };
 
         let id = RequestId::random();
         self.tail.clear();
@@ -117,10 +126,9 @@ impl Lane {
         let live = door.weir.live.load();
         let (method, uri, headers) = (request.method(), request.uri(), request.headers());
         let Some(head) = Peeked::of(method, uri, headers) else { return false };
-        let Some((entry, place)) = self.find(door, &live, peer, &head) else { return false };
-        let cache = &door.weir.environment.cache;
-        let Some(hit) = Hit::of(&entry, &head, cache.clock().now_ms()) else { return false };
-        cache.wish(place.epoch, &self.key, "", &entry, &hit.accepted);
+        let Some(place) = self.place(&live, peer, &head) else { return false };
+        let Some(entry) = door.weir.environment.cache.peek(place.page.epoch, &self.key) else { return false };
+        let Some(hit) = self.of(door, &entry, Tier::Memory, &place, &head) else { return false };
 
         let id = RequestId::random();
         let mut response = Response::new(());
@@ -134,8 +142,8 @@ impl Lane {
         true
     }
 
-    /// The entry that answers, and the place of its rule.
-    fn find<'l>(&mut self, door: &Door, live: &'l Live, peer: &Peer, head: &Peeked<'_>) -> Option<(Arc<Entry>, Place<'l>)> {
+    /// Where the entry that answers may be; its key is left in `self.key`.
+    fn place<'l>(&mut self, live: &'l Live, peer: &Peer, head: &Peeked<'_>) -> Option<Place<'l>> {
         let edge = live.edge.as_ref().filter(|_| live.settings.fast_lane)?;
         // The general lane judges whether the connection was made for this host.
         if peer.sni.as_deref().is_some_and(|sni| !head.host.eq_ignore_ascii_case(sni)) {
@@ -168,23 +176,30 @@ impl Lane {
         if signed_in && !page.shared_by_all() {
             return None;
         }
+        let counters = edge.hits.get(place.rule)?;
+        Some(Place { edge, page: place, counters })
+    }
+
+    /// The answer of this entry, if it is one for this lane.
+    fn of<'a>(&self, door: &Door, entry: &'a Arc<Entry>, tier: Tier, place: &Place<'_>, head: &Peeked<'_>) -> Option<Hit<'a>> {
         let cache = &door.weir.environment.cache;
-        let entry = cache.peek(place.epoch, &self.key)?;
         let now = cache.clock().now_ms();
-        if !entry.is_fresh_ms(now) || entry.nears_its_end(now, page.policy().early_refresh_beta) {
+        if !entry.is_fresh_ms(now) || entry.nears_its_end(now, place.page.page.policy().early_refresh_beta) {
             return None;
         }
-        let (host, target) = place.parts(&self.key);
+        let hit = Hit::of(entry, tier, head, now)?;
+        let (host, target) = place.page.parts(&self.key);
         door.weir.popular.asked(host, target);
-        Some((entry, Place { edge, epoch: place.epoch, counters: edge.hits.get(place.rule)? }))
+        cache.wish(place.page.epoch, &self.key, "", entry, &hit.accepted);
+        Some(hit)
     }
 }
 
 impl<'a> Hit<'a> {
     /// `None`: this form of answer is the general lane's.
-    fn of(entry: &'a Entry, head: &Peeked<'_>, now: u64) -> Option<Hit<'a>> {
+    fn of(entry: &'a Entry, tier: Tier, head: &Peeked<'_>, now: u64) -> Option<Hit<'a>> {
         let accepted = Accepted::of(head.accept_encoding);
-        let whole = Hit { entry, variant: entry.pick_for(&accepted), accepted, held: false, now };
+        let whole = Hit { entry, tier, variant: entry.pick_for(&accepted), accepted, held: false, now };
         if entry.meta().status != 200 {
             return (head.range.is_none() && matches!(entry.meta().status, 404 | 410)).then_some(whole);
         }
@@ -252,8 +267,8 @@ impl<'a> Hit<'a> {
         let time = started.elapsed();
         let bytes = if self.has_body(head) { self.variant.body.len() as u64 } else { 0 };
         let status = self.status().as_u16();
-        place.counters.hit(status, bytes, time, gone);
-        door.weir.environment.cache.count_hit();
+        place.counters.hit(self.tier, status, bytes, time, gone);
+        door.weir.environment.cache.count_hit(self.tier);
         door.weir.access.line(&Line {
             door: door.kind.name(),
             client: peer.ip,

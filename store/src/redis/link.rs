@@ -1,10 +1,11 @@
-//! The way to Redis: one shared connection that a task keeps up, and around every call a deadline, the breaker and the sums.
+//! The way to Redis: a shared connection that a task keeps up (and one for each thread that has its tasks to itself, see [`own`]), and around every call a deadline, the breaker and the sums.
 //!
 //! A task of ours keeps the connection rather than the library's connection manager, for three reasons: the manager's attempts move only while
 //! a caller waits for them, they end after a set number, and it does not know sentinels.
 
 pub(super) use super::connect::Conn;
 use super::breaker::{Breaker, Pass};
+use super::own;
 use super::connect::{Connector, describe, is_corrupt, is_readonly};
 use super::url::Kind;
 use crate::{StoreError, StoreOptions, StoreResult, StoreTotals};
@@ -152,7 +153,7 @@ impl Link {
     /// The connection, waited for if the first attempt is under way.
     async fn connection(&self) -> Result<(u64, Conn), String> {
         if let State::Up(number, conn) = &*self.state.borrow() {
-            return Ok((*number, conn.clone()));
+            return Ok((*number, own::connection(&self.connector, *number, conn).unwrap_or_else(|| conn.clone())));
         }
         let mut seen = self.state.subscribe();
         match seen.wait_for(|s| !matches!(s, State::Connecting)).await.as_deref() {

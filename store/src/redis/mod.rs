@@ -20,6 +20,7 @@ mod keys;
 mod ledger;
 mod link;
 mod meters;
+mod own;
 mod replicas;
 mod scripts;
 mod url;
