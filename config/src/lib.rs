@@ -36,7 +36,7 @@ pub use document::*;
 pub use entities::*;
 pub use env::Env;
 pub use listen::{Listen, Listens};
-pub use load::{Loaded, load_bytes, load_file, load_str};
+pub use load::{Loaded, Rest, load_bytes, load_file, load_str};
 pub use node::{Key, Kind, Node};
 pub use resilience::{Adaptive, BreakerScope, CircuitBreaker, Concurrency, Deadlines, Fallback, Resilience, Retry, check_breaker};
 pub use resolver::{NameServer, RecordKind, Resolver};
