@@ -25,6 +25,7 @@ mod resilience;
 mod resolver;
 mod scalars;
 mod secrets;
+mod sections;
 mod span;
 mod weir;
 pub mod words;

@@ -197,13 +197,14 @@ impl Node {
             || self.entries().iter().any(|(_, value)| value.is_broken_at(span))
     }
 
-    /// The tree without what has an error: entries of mappings, and items of lists as wholes.
+    /// The tree without what has an error: entries of mappings, items of lists as wholes, and lists of which nothing is left.
     pub(crate) fn without(&self, wrong: &[&Span]) -> Node {
         let bad = |node: &Node| node.source().broken || wrong.contains(&node.span());
         let kind = match self.kind() {
             Kind::Map(entries) => {
                 let good = entries.iter().filter(|(key, value)| !bad(value) && !wrong.contains(&&key.span));
-                Kind::Map(good.map(|(key, value)| (key.clone(), value.without(wrong))).collect())
+                let rest = good.map(|(key, value)| (key, value, value.without(wrong)));
+                Kind::Map(rest.filter(|(_, value, rest)| value.items().is_empty() || !rest.items().is_empty()).map(|(key, _, rest)| (key.clone(), rest)).collect())
             }
             Kind::Seq(items) => Kind::Seq(items.iter().filter(|item| !bad(item) && item.without(wrong).weight() == item.weight()).cloned().collect()),
             _ => return self.clone(),

@@ -307,11 +307,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_entry_is_sent_again_and_counted_once() {
-        let mut sink = HttpSink::answering(&[503, 200]).await;
+        let mut sink = HttpSink::answering(&[503, 302, 200]).await;
         let rig = Rig::new(&[("http-log", &format!("http_endpoint: '{}'", sink.url))]);
         rig.run(get("/")).await;
-        let (first, second) = (sink.next().await, sink.next().await);
-        assert_eq!((first.target.as_str(), &first.body), ("/", &second.body));
+        let (first, second, third) = (sink.next().await, sink.next().await, sink.next().await);
+        assert_eq!((first.target.as_str(), &first.body, &first.body), ("/", &second.body, &third.body));
         sink.settled(|| rig.outcome("http-log", "sent") == 1).await;
         assert_eq!(rig.outcome("http-log", "lost"), 0);
     }
