@@ -90,6 +90,7 @@ fn route() -> Route {
         regex_priority: 0,
         https_redirect_status_code: 426,
         request_buffering: true,
+        response_buffering: true,
         tags: vec![],
         span: Span::default(),
     }

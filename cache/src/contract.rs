@@ -114,7 +114,7 @@ pub struct FetchError {
 /// A body as it arrives. `Ok(None)` only when it is complete; a body cut short is an error.
 #[async_trait]
 pub trait BodyReader: Send {
-    /// The next piece.
+    /// The next piece. Dropping the future loses nothing.
     async fn chunk(&mut self) -> Result<Option<Bytes>, FetchError>;
 
     /// What [`BodyReader::chunk`] would give at once, if that is known without waiting. `None`: ask `chunk`.

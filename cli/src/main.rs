@@ -93,17 +93,15 @@ fn main() -> ExitCode {
 fn check(file: PathBuf, ignore_unknown_plugins: bool, json: bool) -> ExitCode {
     let options = LoadOptions { ignore_unknown_plugins, ..LoadOptions::default() };
     let loaded = load_file(&file, &weir_plugins::register(), &options);
-    let mut diagnostics = loaded.diagnostics;
-    if let Some(document) = &loaded.document {
-        diagnostics = run::compile_check(document, diagnostics);
-    }
+    let document = loaded.document.clone();
+    let diagnostics = run::everything_found(loaded);
     if json {
         println!("{:#}", diagnostics.to_json());
     } else {
         if !diagnostics.is_empty() {
             println!("{diagnostics}");
         }
-        println!("{}", summary(&file, loaded.document.as_ref(), &diagnostics));
+        println!("{}", summary(&file, document.as_ref(), &diagnostics));
     }
     if diagnostics.has_errors() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }

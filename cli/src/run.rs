@@ -4,7 +4,7 @@ use crate::{banner, control::Running, schedule, watch::{self, Watched}};
 use anyhow::{Context, bail};
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use weir_cache::{Engine, EngineOptions};
-use weir_config::{Diagnostics, Document, LoadOptions, PluginCatalog, load_file, load_str};
+use weir_config::{Diagnostics, Document, LoadOptions, Loaded, PluginCatalog, load_file, load_str};
 use weir_gateway::{Environment, client::OwnClient, metrics::Metrics, upstream::Endpoints};
 use weir_proxy::{listen::Listeners, live::{Live, Weir}};
 use weir_store::{Store, StoreOptions};
@@ -46,13 +46,18 @@ fn show(diagnostics: &Diagnostics) {
     }
 }
 
-/// What only compiling shows, for `weir check`.
-pub fn compile_check(document: &Document, found: Diagnostics) -> Diagnostics {
-    let environment = environment(Store::memory(), document);
-    match Live::compile(document.clone(), &weir_plugins::register(), &environment) {
-        Ok(_) => found,
-        Err(more) => Diagnostics::new(found.into_iter().chain(more).collect()),
-    }
+/// Everything that is wrong with a configuration, for `weir check`: also what only compiling shows, of what can be compiled.
+pub fn everything_found(loaded: Loaded) -> Diagnostics {
+    let compile = |document: Document| {
+        let environment = environment(Store::memory(), &document);
+        Live::compile(document, &weir_plugins::register(), &environment).err().unwrap_or_default()
+    };
+    let more: Vec<_> = match (loaded.document, loaded.rest) {
+        (Some(document), _) => compile(document),
+        (None, Some(rest)) => rest.own(compile(rest.document.clone())).collect(),
+        (None, None) => vec![],
+    };
+    Diagnostics::new(loaded.diagnostics.into_iter().chain(more).collect())
 }
 
 fn environment(store: Store, document: &Document) -> Arc<Environment> {

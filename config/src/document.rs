@@ -375,6 +375,10 @@ pub struct Server {
     pub max_body: Size,
     /// Bytes that the memory tier of the cache may hold.
     pub cache_memory: Size,
+    /// Bytes of one answer that may lie here for a client that takes them slowly, on routes with `response_buffering`: its service is done sooner. 0: none.
+    pub response_buffer: Size,
+    /// The same for all answers together; beyond it, services wait for their clients.
+    pub response_buffers: Size,
     /// Time for a whole request head.
     pub head_timeout: Millis,
     /// Time for the client's next body bytes, and for it to take ours.
@@ -432,6 +436,8 @@ impl Default for Server {
             max_head: Size(32 * 1024),
             max_body: Size(100 * 1024 * 1024),
             cache_memory: Size(256 * 1024 * 1024),
+            response_buffer: Size(1024 * 1024),
+            response_buffers: Size(64 * 1024 * 1024),
             head_timeout: Millis::secs(10),
             body_timeout: Millis::secs(30),
             keepalive: Millis::secs(75),

@@ -118,6 +118,8 @@ pub struct Route {
     pub https_redirect_status_code: u16,
     /// Read a short request body whole before the service is asked, so that a slow client does not hold a connection to it.
     pub request_buffering: bool,
+    /// Whether the service's answer is taken faster than a slow client takes it.
+    pub response_buffering: bool,
     /// Tags.
     pub tags: Vec<String>,
     /// Where it stands.
@@ -190,13 +192,29 @@ pub struct Consumer {
     /// Names of `consumer_groups` it is in.
     pub consumer_groups: Vec<String>,
     /// `keyauth_credentials`.
-    pub keys: Vec<Secret>,
+    pub keys: Vec<ApiKey>,
     /// `basicauth_credentials`: user name and password.
     pub basic: Vec<(String, Secret)>,
     /// `jwt_secrets`.
     pub jwt: Vec<JwtCredential>,
     /// Where it stands.
     pub span: Span,
+}
+
+/// One of a consumer's `keyauth_credentials`.
+#[derive(Debug, Clone)]
+pub struct ApiKey {
+    /// Its id, if the configuration gives it one.
+    pub id: Option<String>,
+    /// What callers show.
+    pub key: Secret,
+}
+
+impl ApiKey {
+    /// One without an id.
+    pub fn new(key: impl Into<String>) -> ApiKey {
+        ApiKey { id: None, key: Secret::new(key) }
+    }
 }
 
 /// One of a consumer's `jwt_secrets`.

@@ -4,8 +4,8 @@ use crate::document::Document;
 use crate::node::Kind;
 use crate::reader::Context;
 use crate::words::{MOST_HINTS, did_you_mean};
-use crate::{Diagnostic, Diagnostics, LoadOptions, Node, PluginCatalog, Source, kong, parse, placeholders, secrets, weir};
-use std::cell::RefCell;
+use crate::{Diagnostic, Diagnostics, LoadOptions, Node, PluginCatalog, Severity, Source, Span, kong, parse, placeholders, secrets, weir};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -18,6 +18,23 @@ pub struct Loaded {
     pub diagnostics: Diagnostics,
     /// Every file that was read, for watching.
     pub files: Vec<PathBuf>,
+    /// Where there are errors: what has none, for checks that go further.
+    pub rest: Option<Rest>,
+}
+
+/// What is without errors in a configuration that has some. It is never to be served.
+#[derive(Debug)]
+pub struct Rest {
+    /// The document; parts that have errors are missing or without meaning.
+    pub document: Document,
+    unsound: Vec<Span>,
+}
+
+impl Rest {
+    /// The findings of a further check that do not follow from errors that are known already.
+    pub fn own(&self, found: Vec<Diagnostic>) -> impl Iterator<Item = Diagnostic> {
+        found.into_iter().filter(|diagnostic| diagnostic.span.is_known() && !self.unsound.contains(&diagnostic.span))
+    }
 }
 
 /// Loads a file: Weir's own, or a Kong file as it is, which becomes a gateway on port 8000.
@@ -27,7 +44,7 @@ pub fn load_file(path: impl AsRef<Path>, catalog: &dyn PluginCatalog, options: &
     let document = match read_source(&cx, path) {
         Ok(source) => load(&cx, &source),
         Err(why) => {
-            cx.push(Diagnostic::error("file", &crate::Span::default(), format!("{}: {why}", path.display())));
+            cx.push(Diagnostic::error("file", &Span::default(), format!("{}: {why}", path.display())));
             None
         }
     };
@@ -55,12 +72,24 @@ pub fn load_bytes(name: &str, bytes: &[u8], catalog: &dyn PluginCatalog, options
 }
 
 fn context<'a>(catalog: &'a dyn PluginCatalog, options: &'a LoadOptions) -> Context<'a> {
-    Context { catalog, options, found: RefCell::default(), files: RefCell::default() }
+    Context { catalog, options, found: RefCell::default(), files: RefCell::default(), errors: Cell::default(), unsound: RefCell::default() }
 }
 
 fn finish(cx: Context<'_>, document: Option<Document>) -> Loaded {
-    let document = document.filter(|_| !cx.has_errors());
-    Loaded { document, diagnostics: Diagnostics::new(cx.found.into_inner()), files: cx.files.into_inner() }
+    let (document, rest) = match document {
+        Some(document) if cx.has_errors() => (None, Some(rest(&cx, document))),
+        document => (document, None),
+    };
+    Loaded { document, diagnostics: Diagnostics::new(cx.found.into_inner()), files: cx.files.into_inner(), rest }
+}
+
+fn rest(cx: &Context<'_>, mut document: Document) -> Rest {
+    let mut unsound = cx.unsound.take();
+    if let Some(gateway) = &mut document.gateway {
+        gateway.plugins.retain(|plugin| !unsound.contains(&plugin.name_span));
+    }
+    unsound.extend(cx.found.borrow().iter().filter(|found| found.severity == Severity::Error).map(|found| found.span.clone()));
+    Rest { document, unsound }
 }
 
 /// Reads a file as text.
@@ -107,7 +136,7 @@ fn text_of(name: &str, bytes: &[u8]) -> Result<std::sync::Arc<Source>, Box<Diagn
                 _ => "save the file as UTF-8",
             };
             let source = Source::new(name, good);
-            let span = crate::Span::new(&source, u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX), 0);
+            let span = Span::new(&source, u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX), 0);
             Err(Box::new(Diagnostic::error("encoding", &span, "this byte is not UTF-8").hint(hint)))
         }
     }
@@ -160,7 +189,7 @@ fn vaults(source: &std::sync::Arc<Source>) -> HashMap<String, String> {
 
 fn empty(cx: &Context<'_>, source: &std::sync::Arc<Source>) {
     let hint = "write an `edge:` or a `gateway:` section, or Kong's `services:`";
-    cx.push(Diagnostic::error("empty", &crate::Span::new(source, 1, 1, 0), "the file is empty").hint(hint));
+    cx.push(Diagnostic::error("empty", &Span::new(source, 1, 1, 0), "the file is empty").hint(hint));
 }
 
 fn load(cx: &Context<'_>, source: &std::sync::Arc<Source>) -> Option<Document> {

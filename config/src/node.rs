@@ -197,6 +197,31 @@ impl Node {
             || self.entries().iter().any(|(_, value)| value.is_broken_at(span))
     }
 
+    /// The tree without what has an error: entries of mappings, items of lists as wholes, and lists of which nothing is left.
+    pub(crate) fn without(&self, wrong: &[&Span]) -> Node {
+        let bad = |node: &Node| node.source().broken || wrong.contains(&node.span());
+        let kind = match self.kind() {
+            Kind::Map(entries) => {
+                let good = entries.iter().filter(|(key, value)| !bad(value) && !wrong.contains(&&key.span));
+                let rest = good.map(|(key, value)| (key, value, value.without(wrong)));
+                Kind::Map(rest.filter(|(_, value, rest)| value.items().is_empty() || !rest.items().is_empty()).map(|(key, _, rest)| (key.clone(), rest)).collect())
+            }
+            Kind::Seq(items) => Kind::Seq(items.iter().filter(|item| !bad(item) && item.without(wrong).weight() == item.weight()).cloned().collect()),
+            _ => return self.clone(),
+        };
+        Node::build(self.span().clone(), kind, self.source().clone())
+    }
+
+    /// The mapping with this value under a key.
+    pub(crate) fn with(&self, key: &str, value: Node) -> Node {
+        let mut entries = self.entries().to_vec();
+        match entries.iter_mut().find(|(known, _)| known.name == key) {
+            Some((_, old)) => *old = value,
+            None => entries.push((Key { name: key.to_string(), span: self.span().clone() }, value)),
+        }
+        Node::build(self.span().clone(), Kind::Map(entries), self.source().clone())
+    }
+
     /// `a number`, `a list`, …: for messages.
     pub(crate) fn describe(&self) -> &'static str {
         match self.kind() {

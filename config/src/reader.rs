@@ -3,9 +3,9 @@
 use crate::de::{lenient_bool, lenient_number};
 use crate::decode::quoted;
 use crate::node::Kind;
-use crate::words::{MOST_HINTS, did_you_mean, listed};
+use crate::words::{MOST_HINTS, did_you_mean, listed, nearest};
 use crate::{Diagnostic, LoadOptions, Node, PluginCatalog, Severity, Span, Spanned};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
 
 /// What one load shares.
@@ -14,15 +14,29 @@ pub(crate) struct Context<'a> {
     pub options: &'a LoadOptions,
     pub found: RefCell<Vec<Diagnostic>>,
     pub files: RefCell<Vec<PathBuf>>,
+    /// Errors so far.
+    pub errors: Cell<usize>,
+    /// Where the entities stand that have errors: what is derived from them says nothing.
+    pub unsound: RefCell<Vec<Span>>,
 }
 
 impl Context<'_> {
     pub fn push(&self, diagnostic: Diagnostic) {
-        self.found.borrow_mut().push(diagnostic);
+        self.extend(vec![diagnostic]);
     }
 
     pub fn extend(&self, diagnostics: Vec<Diagnostic>) {
+        self.errors.set(self.errors.get() + diagnostics.iter().filter(|d| d.severity == Severity::Error).count());
         self.found.borrow_mut().extend(diagnostics);
+    }
+
+    /// Whether nothing was wrong since there were this many errors; if something was, with the entity at this place.
+    pub fn is_sound_since(&self, errors: usize, place: &Span) -> bool {
+        let sound = self.errors.get() == errors;
+        if !sound {
+            self.unsound.borrow_mut().push(place.clone());
+        }
+        sound
     }
 
     pub fn error(&self, code: &'static str, span: &Span, message: impl Into<String>, hint: Option<String>) {
@@ -38,7 +52,7 @@ impl Context<'_> {
     }
 
     pub fn has_errors(&self) -> bool {
-        self.found.borrow().iter().any(|d| d.severity == Severity::Error)
+        self.errors.get() > 0
     }
 
     /// A text with its place; reports anything else.
@@ -60,6 +74,12 @@ impl Context<'_> {
     }
 }
 
+/// `a service`, `an upstream`.
+fn with_article(what: &str) -> String {
+    let article = if what.starts_with(['a', 'e', 'i', 'o', 'u', 'S']) { "an" } else { "a" };
+    format!("{article} {what}")
+}
+
 /// The keys of one entity.
 pub(crate) struct Fields<'a, 'c> {
     pub cx: &'c Context<'c>,
@@ -67,15 +87,22 @@ pub(crate) struct Fields<'a, 'c> {
     /// `service`, `route`, …: for messages.
     what: &'static str,
     known: Vec<&'static str>,
+    lacking: Vec<(Vec<&'static str>, Diagnostic)>,
+}
+
+impl Drop for Fields<'_, '_> {
+    fn drop(&mut self) {
+        self.lacking.drain(..).for_each(|(_, why)| self.cx.push(why));
+    }
 }
 
 impl<'a, 'c> Fields<'a, 'c> {
     /// `None` (and an error) unless the node is a mapping.
     pub fn of(cx: &'c Context<'c>, node: &'a Node, what: &'static str) -> Option<Self> {
         match node.kind() {
-            Kind::Map(_) => Some(Fields { cx, node, what, known: Vec::with_capacity(32) }),
+            Kind::Map(_) => Some(Fields { cx, node, what, known: Vec::with_capacity(32), lacking: vec![] }),
             _ => {
-                cx.wrong(node, &format!("a mapping (a {what})"));
+                cx.wrong(node, &format!("a mapping ({})", with_article(what)));
                 None
             }
         }
@@ -121,9 +148,16 @@ impl<'a, 'c> Fields<'a, 'c> {
         Some(text)
     }
 
-    pub fn missing(&self, key: &str, hint: Option<String>) {
+    /// The first of these keys is not there, nor are the others, which would do.
+    pub fn missing(&mut self, keys: &[&'static str], hint: Option<String>) {
         let name = self.node.get("name").and_then(|name| quoted(name, None)).map(|name| format!(" {name}")).unwrap_or_default();
-        self.cx.error("missing-key", self.span(), format!("the {}{name} has no `{key}`", self.what), hint);
+        let message = format!("the {}{name} has no `{}`", self.what, keys[0]);
+        self.lacks(keys.to_vec(), Diagnostic::error("missing-key", self.span(), message).maybe_hint(hint));
+    }
+
+    /// None of these keys is there. It is reported when all keys are known, and not if one of them was misspelt: that is reported anyway.
+    pub fn lacks(&mut self, keys: Vec<&'static str>, why: Diagnostic) {
+        self.lacking.push((keys, why));
     }
 
     pub fn int(&mut self, key: &'static str, least: i64, most: i64) -> Option<i64> {
@@ -196,8 +230,9 @@ impl<'a, 'c> Fields<'a, 'c> {
     }
 
     /// Reports the keys that nobody asked for.
-    pub fn finish(self) {
+    pub fn finish(mut self) {
         let mut count = 0;
+        let mut lacking = std::mem::take(&mut self.lacking);
         for (key, _) in self.node.entries() {
             if self.known.contains(&key.name.as_str()) || key.name == "_comment" || key.name == "_ignore" {
                 continue;
@@ -207,8 +242,10 @@ impl<'a, 'c> Fields<'a, 'c> {
                 self.cx.error("unknown-key", &key.span, format!("unknown key `{}`", key.name), None);
                 continue;
             }
+            lacking.retain(|(keys, _)| nearest(&key.name, keys.iter().copied()).is_none());
             let hint = did_you_mean(&key.name, self.known.iter().copied());
-            self.cx.error("unknown-key", &key.span, format!("unknown key `{}`", key.name), hint.or_else(|| Some(format!("a {} has no such key", self.what))));
+            self.cx.error("unknown-key", &key.span, format!("unknown key `{}`", key.name), hint.or_else(|| Some(format!("{} has no such key", with_article(self.what)))));
         }
+        lacking.into_iter().for_each(|(_, why)| self.cx.push(why));
     }
 }

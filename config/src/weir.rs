@@ -4,10 +4,9 @@ use crate::{document::*, entities::*};
 use crate::net::{HostPort, check_host, parse_listen};
 use crate::node::Kind;
 use crate::reader::Context;
+use crate::sections::Sections;
 use crate::words::{MOST_HINTS, did_you_mean};
 use crate::{BreakerScope, Listens, Node, Resolver, Secret, Source, Span, Spanned, decode, kong, load, resilience, resolver};
-use schemars::JsonSchema;
-use serde::de::DeserializeOwned;
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -44,12 +43,13 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Optio
             cx.error("unknown-key", &key.span, format!("unknown key `{}`", key.name), hint.or_else(|| Some("known are store, edge, gateway, warm_up, resolver, admin and server".into())));
         }
     }
-    let store = section::<StoreConfig>(cx, node, "store");
-    let mut edge = section::<Edge>(cx, node, "edge");
-    let mut warm_up = section::<WarmUp>(cx, node, "warm_up");
-    let mut admin = section::<Admin>(cx, node, "admin").unwrap_or_default();
-    let server = section::<Server>(cx, node, "server").unwrap_or_default();
-    let resolver = section::<Resolver>(cx, node, "resolver").unwrap_or_default();
+    let mut sections = Sections::of(cx, node);
+    let store = sections.read::<StoreConfig>("store");
+    let mut edge = sections.read::<Edge>("edge");
+    let mut warm_up = sections.read::<WarmUp>("warm_up");
+    let mut admin = sections.read::<Admin>("admin").unwrap_or_default();
+    let server = sections.read::<Server>("server").unwrap_or_default();
+    let resolver = sections.read::<Resolver>("resolver").unwrap_or_default();
     let gateway = node.get("gateway").and_then(|section| gateway(cx, section, source));
 
     // `${TOKEN:-}` is how a file says "no token unless the environment has one".
@@ -57,36 +57,36 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, source: &Arc<Source>) -> Optio
     if let Some(warm_up) = &mut warm_up {
         warm_up.token = warm_up.token.take().filter(|token| !token.is_empty());
     }
-    if let (Some(section), Some(store)) = (node.get("store"), &store) {
-        check_store(cx, section, store);
+    if let Some(store) = &store {
+        sections.check("store", |section| check_store(cx, section, store));
     }
-    if let (Some(section), Some(edge)) = (node.get("edge"), &mut edge) {
-        read_tls(cx, section, edge);
-        check_edge(cx, section, edge, gateway.as_ref());
-        if edge.api == ApiTarget::Gateway && node.get("gateway").is_none() {
-            // Without a gateway there is nothing behind the default.
-            if let Some(api) = section.get("api") {
-                cx.error("missing-reference", api.span(), "there is no `gateway:` section for /api", Some("add one, or write `api: origin`".into()));
+    if let Some(edge) = &mut edge {
+        let known = node.get("gateway").is_none() || gateway.is_some();
+        sections.check("edge", |section| {
+            read_tls(cx, section, edge);
+            check_edge(cx, section, edge, known.then_some(gateway.as_ref()));
+            if edge.api == ApiTarget::Gateway && node.get("gateway").is_none() {
+                // Without a gateway there is nothing behind the default.
+                if let Some(api) = section.get("api") {
+                    cx.error("missing-reference", api.span(), "there is no `gateway:` section for /api", Some("add one, or write `api: origin`".into()));
+                }
             }
-        }
+        });
     }
-    if let (Some(section), Some(warm_up)) = (node.get("warm_up"), &warm_up) {
-        check_warm_up(cx, section, warm_up, edge.is_some(), node.get("gateway").is_some());
+    if let Some(warm_up) = &warm_up {
+        sections.check("warm_up", |section| check_warm_up(cx, section, warm_up, node.get("edge").is_some(), node.get("gateway").is_some()));
     }
-    if let Some(section) = node.get("server") {
-        check_server(cx, section, &server);
-    }
-    if let Some(section) = node.get("resolver") {
-        resolver::check(cx, section, &resolver);
-    }
-    if let Some(gateway) = &gateway {
+    sections.check("server", |section| check_server(cx, section, &server));
+    sections.check("resolver", |section| resolver::check(cx, section, &resolver));
+    if let Some(gateway) = gateway.as_ref().filter(|_| !sections.lost("server", "max_body")) {
         check_body_limits(cx, gateway, &server);
     }
-    check_doors(cx, node, edge.as_ref(), gateway.as_ref(), &admin, &server);
+    check_doors(&sections, edge.as_ref(), gateway.as_ref(), &admin, &server);
     if node.get("edge").is_none() && node.get("gateway").is_none() {
         cx.error("missing-key", node.span(), "there is neither an `edge:` nor a `gateway:` section", Some("Weir would have nothing to do".into()));
     }
-    Some(Document { store: store.unwrap_or_default(), edge: edge.map(|edge| settled(edge, node)), gateway, warm_up, admin, server, resolver })
+    let edge = edge.filter(|_| !sections.unsound.contains(&"edge")).map(|edge| settled(edge, node));
+    Some(Document { store: store.unwrap_or_default(), edge, gateway, warm_up, admin, server, resolver })
 }
 
 /// Spellings that mean the same become one; an edge without a gateway sends `/api` to the site.
@@ -103,23 +103,14 @@ fn settled(mut edge: Edge, node: &Node) -> Edge {
     edge
 }
 
-fn section<T: DeserializeOwned + JsonSchema>(cx: &Context<'_>, node: &Node, key: &str) -> Option<T> {
-    match decode::<T>(node.get(key)?) {
-        Ok(value) => Some(value),
-        Err(found) => {
-            cx.extend(found);
-            None
-        }
-    }
-}
-
 /// `gateway:` inline, `gateway: kong.yml`, or `gateway: { listen, file: kong.yml }`.
 fn gateway(cx: &Context<'_>, section: &Node, source: &Arc<Source>) -> Option<Gateway> {
     match section.kind() {
         Kind::String(file) => kong_file(cx, file, section.span(), source, Listens::plain(GATEWAY_LISTEN)),
         Kind::Map(_) => {
             let listen = match section.get("listen") {
-                Some(listen) => decode::<Listens>(listen).map_err(|found| cx.extend(found)).ok()?,
+                // Without an address the rest is read all the same.
+                Some(listen) => decode::<Listens>(listen).map_err(|found| cx.extend(found)).unwrap_or_default(),
                 None => Listens::plain(GATEWAY_LISTEN),
             };
             let headers = header_names(cx, section);
@@ -280,7 +271,8 @@ fn read_tls(cx: &Context<'_>, section: &Node, edge: &mut Edge) {
     }
 }
 
-fn check_edge(cx: &Context<'_>, section: &Node, edge: &Edge, gateway: Option<&Gateway>) {
+/// `gateway`: the gateway's section, if there is one; `None`: there is, and it could not be read.
+fn check_edge(cx: &Context<'_>, section: &Node, edge: &Edge, gateway: Option<Option<&Gateway>>) {
     let at = |key: &str| section.get(key).unwrap_or(section);
     if let Some(purge) = &edge.purge {
         check_networks(cx, at("purge").get("from"), &purge.from);
@@ -290,14 +282,14 @@ fn check_edge(cx: &Context<'_>, section: &Node, edge: &Edge, gateway: Option<&Ga
     }
     let origin = at("origin");
     if !origin.source().broken {
-        let upstreams: Vec<&str> = gateway.iter().flat_map(|gateway| &gateway.upstreams).map(|upstream| upstream.name.as_str()).collect();
+        let upstreams: Vec<&str> = gateway.iter().flatten().flat_map(|gateway| &gateway.upstreams).map(|upstream| upstream.name.as_str()).collect();
         if edge.origin.contains("://") {
             if let Err(why) = crate::scalars::check_url(&edge.origin) {
                 cx.error("value", origin.span(), why, None);
             } else if edge.origin.split_once("://").is_some_and(|(_, rest)| rest.trim_end_matches('/').contains(['/', '?', '#'])) {
                 cx.error("value", origin.span(), "the origin is a host without a path", None);
             }
-        } else if !upstreams.contains(&edge.origin.as_str()) {
+        } else if gateway.is_some() && !upstreams.contains(&edge.origin.as_str()) {
             let hint = did_you_mean(&edge.origin, upstreams.iter().copied()).or_else(|| {
                 HostPort::parse(&edge.origin).ok().filter(|_| edge.origin.contains(['.', ':']) || edge.origin == "localhost").map(|_| format!("write `http://{}`", edge.origin))
             });
@@ -341,9 +333,9 @@ fn check_edge(cx: &Context<'_>, section: &Node, edge: &Edge, gateway: Option<&Ga
         {
             cx.error("value", place.span(), "the edge has no routes", Some("write `service` or `endpoint`".into()));
         }
-        let named = breaker.fallback.as_ref().and_then(|fallback| fallback.service.as_deref());
+        let named = breaker.fallback.as_ref().and_then(|fallback| fallback.service.as_deref()).filter(|_| gateway.is_some());
         if let (Some(name), Some(place)) = (named, node.get("fallback").and_then(|fallback| fallback.get("service"))) {
-            let services: Vec<&str> = gateway.iter().flat_map(|gateway| &gateway.services).map(|service| service.name.as_str()).collect();
+            let services: Vec<&str> = gateway.iter().flatten().flat_map(|gateway| &gateway.services).map(|service| service.name.as_str()).collect();
             if !services.contains(&name) {
                 cx.error("missing-reference", place.span(), "this is not the name of a service of the gateway section", did_you_mean(name, services.iter().copied()));
             }
@@ -502,13 +494,17 @@ fn check_server(cx: &Context<'_>, section: &Node, server: &Server) {
 }
 
 /// Addresses must parse, no two doors may share one, and each has what its words need.
-fn check_doors(cx: &Context<'_>, node: &Node, edge: Option<&Edge>, gateway: Option<&Gateway>, admin: &Admin, server: &Server) {
+fn check_doors(sections: &Sections<'_>, edge: Option<&Edge>, gateway: Option<&Gateway>, admin: &Admin, server: &Server) {
+    let (cx, node) = (sections.cx, &sections.rest);
     let mut doors: Vec<(&str, SocketAddr)> = Vec::new();
     let admin = Listens::plain(admin.listen.clone());
     let listens = [("edge", edge.map(|edge| &edge.listen)), ("gateway", gateway.map(|gateway| &gateway.listen)), ("admin", Some(&admin))];
-    let certified = gateway.is_some_and(|gateway| !gateway.certificates.is_empty()) || edge.is_some_and(|edge| !edge.certificates.is_empty());
+    // Certificates with errors are certificates.
+    let certified = gateway.is_some_and(|gateway| !gateway.certificates.is_empty())
+        || sections.node.get("edge").and_then(|edge| edge.get("certificates")).is_some_and(|list| !list.items().is_empty());
+    let nobody_trusted = server.trusted_proxies.is_empty() && !sections.lost("server", "trusted_proxies");
     for (name, listens) in listens {
-        let Some(listens) = listens else { continue };
+        let Some(listens) = listens.filter(|_| !sections.lost(name, "listen")) else { continue };
         let section = node.get(name).unwrap_or(node);
         let whole = section.get("listen").unwrap_or(section);
         for (at, listen) in listens.0.iter().enumerate() {
@@ -519,7 +515,7 @@ fn check_doors(cx: &Context<'_>, node: &Node, edge: Option<&Edge>, gateway: Opti
             if listen.tls && !certified {
                 cx.error("missing-reference", place.span(), "there is no certificate for TLS", Some(format!("add `certificates:` to `{name}`")));
             }
-            if listen.proxy_protocol && server.trusted_proxies.is_empty() {
+            if listen.proxy_protocol && nobody_trusted {
                 let hint = "name the senders in `trusted_proxies` of the `server` section";
                 cx.error("missing-reference", place.span(), "nobody is trusted to send PROXY headers", Some(hint.into()));
             }

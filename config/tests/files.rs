@@ -123,7 +123,7 @@ fn flat_and_nested_entities_mean_the_same() {
         assert_eq!(scope("jwt"), (Some(0), None, None));
         assert_eq!(scope("rate-limiting"), (None, None, Some(0)));
         let consumer = &gateway.consumers[0];
-        assert_eq!((consumer.groups.join(","), consumer.keys[0].expose(), consumer.basic[0].1.expose()), ("g".into(), "word", "word"));
+        assert_eq!((consumer.groups.join(","), consumer.keys[0].key.expose(), consumer.basic[0].1.expose()), ("g".into(), "word", "word"));
         assert_eq!((consumer.jwt[0].key.as_str(), consumer.jwt[0].algorithm.as_str()), ("k", "HS256"));
         assert_eq!((gateway.upstreams[0].targets[0].host.as_str(), gateway.upstreams[0].targets[0].weight), ("a", 5));
     }

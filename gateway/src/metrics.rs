@@ -4,7 +4,7 @@ use crate::{RequestContext, dns::DnsMetrics, resilience::ResilienceMetrics};
 use ahash::RandomState;
 use indexmap::{Equivalent, IndexMap};
 pub use prometheus::IntCounter;
-use prometheus::{Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{core::Collector, Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 use std::{
     cell::RefCell,
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -146,6 +146,11 @@ impl Default for Metrics {
 }
 
 impl Metrics {
+    /// Requests answered so far, by all doors.
+    pub fn answered(&self) -> u64 {
+        self.requests.collect().iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value() as u64).sum()
+    }
+
     /// A fresh set.
     pub fn new() -> Metrics {
         static IDS: AtomicU64 = AtomicU64::new(0);
@@ -351,7 +356,7 @@ impl Metrics {
 }
 
 /// Names and labels are constants of this file, so that neither step can fail in a build that passed its tests.
-pub(crate) fn register<C: prometheus::core::Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
+pub(crate) fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheus::Result<C>) -> C {
     let collector = made.expect("metric names and labels are valid");
     registry.register(Box::new(collector.clone())).expect("metric names are unique");
     collector

@@ -8,7 +8,7 @@ use crate::{
     resilience::{Care, CareFor, ResilienceState},
     router::Router,
     scopes,
-    tls::{TlsWish, UpstreamTls},
+    tls::{TlsWish, UpstreamTls, server_name},
     upstream::{Endpoints, Target, Upstream},
 };
 use http::HeaderValue;
@@ -47,6 +47,8 @@ pub enum Spoken {
 pub struct ServiceRuntime {
     /// Name.
     pub name: String,
+    /// The entity's id, if the configuration gives it one.
+    pub id: Option<String>,
     /// TLS to the upstream; `None`: cleartext.
     pub tls: Option<UpstreamTls>,
     /// What is spoken to it.
@@ -86,6 +88,7 @@ impl ServiceRuntime {
         let path = uri.path().trim_end_matches('/').to_string();
         Some(ServiceRuntime {
             name: name.to_string(),
+            id: None,
             tls: if tls { Some(UpstreamTls::new(&host, TlsWish::default()).ok()?) } else { None },
             spoken: Spoken::Http1,
             care: Care::usual(&upstream.name, 1),
@@ -118,16 +121,19 @@ fn alone(host: &str, port: u16, endpoints: &Endpoints) -> Arc<Upstream> {
     Arc::new(Upstream::new(&format!("{host}:{port}"), vec![Target::only(host, port)], endpoints))
 }
 
-/// The value of `Host`: with the port if it is not the scheme's.
+/// The value of `Host`: an IPv6 address in brackets, and with the port if it is not the scheme's.
 pub(crate) fn host_header(host: &str, port: u16, tls: bool) -> Option<HeaderValue> {
     let default = if tls { 443 } else { 80 };
-    HeaderValue::from_str(&if port == default { host.to_string() } else { format!("{host}:{port}") }).ok()
+    let host = if host.contains(':') && !host.starts_with('[') { format!("[{host}]") } else { host.to_string() };
+    HeaderValue::from_str(&if port == default { host } else { format!("{host}:{port}") }).ok()
 }
 
 /// A route, compiled.
 pub struct RouteRuntime {
     /// Name.
     pub name: String,
+    /// The entity's id, if the configuration gives it one.
+    pub id: Option<String>,
     /// Its service; without one a plugin must answer.
     pub service: Option<Arc<ServiceRuntime>>,
     /// Tags.
@@ -150,6 +156,8 @@ pub struct RouteRuntime {
     pub https_redirect_status_code: u16,
     /// Read a short request body whole before the service is asked.
     pub request_buffering: bool,
+    /// Take the service's answer faster than a slow client takes it, within the server's bounds.
+    pub response_buffering: bool,
     /// Whose names the request's id and the times have.
     pub headers: weir_config::HeaderNames,
     /// Paths, for the banner.
@@ -232,6 +240,7 @@ impl Snapshot {
             let has = |names: &[&str]| route.protocols.iter().any(|p| names.contains(&p.as_str()));
             routes.push(Arc::new(RouteRuntime {
                 name: route.name.clone(),
+                id: route.id.clone(),
                 tags: route.tags.clone(),
                 service: route.service.and_then(|s| services[s].clone()),
                 chains: scopes::chains(gateway, &places, Some(index), route.service),
@@ -243,6 +252,7 @@ impl Snapshot {
                 grpc: route.protocols.iter().all(|p| matches!(p.as_str(), "grpc" | "grpcs")),
                 https_redirect_status_code: route.https_redirect_status_code,
                 request_buffering: route.request_buffering,
+                response_buffering: route.response_buffering,
                 headers: gateway.headers,
                 paths: route.paths.iter().map(|p| if p.regex { format!("~{}", p.text) } else { p.text.clone() }).collect(),
                 methods: route.methods.clone(),
@@ -325,7 +335,8 @@ fn compile_service(
     let deadlines = service.resilience.deadline.as_ref().or(shared.and_then(|s| s.deadline.as_ref()));
     let made = ServiceRuntime {
         name: service.name.clone(),
-        tls: if tls { Some(service_tls(service, &host, entity.and_then(|u| u.client_certificate), gateway, spoken)?) } else { None },
+        id: service.id.clone(),
+        tls: if tls { Some(service_tls(service, &host, entity, gateway, spoken)?) } else { None },
         spoken,
         upstream,
         host,
@@ -340,7 +351,14 @@ fn compile_service(
     Ok(made.within(deadlines))
 }
 
-fn service_tls(service: &weir_config::Service, host: &str, shared: Option<usize>, gateway: &Gateway, spoken: Spoken) -> Result<UpstreamTls, Diagnostic> {
+fn service_tls(
+    service: &weir_config::Service,
+    host: &str,
+    entity: Option<&weir_config::Upstream>,
+    gateway: &Gateway,
+    spoken: Spoken,
+) -> Result<UpstreamTls, Diagnostic> {
+    let shared = entity.and_then(|upstream| upstream.client_certificate);
     let own = service.client_certificate.or(shared).and_then(|at| gateway.certificates.get(at));
     let wish = TlsWish {
         unverified: service.tls_verify == Some(false),
@@ -350,5 +368,22 @@ fn service_tls(service: &weir_config::Service, host: &str, shared: Option<usize>
         http2: spoken != Spoken::Http1,
         http1: spoken != Spoken::Http2,
     };
-    UpstreamTls::new(host, wish).map_err(|why| Diagnostic::error("tls", &service.span, why))
+    // An upstream may be called what no server can be: then each of its targets is called by its own name or address.
+    let nameless = entity.is_some_and(|upstream| upstream.host_header.is_none()) && server_name(host).is_none();
+    let made = if nameless { UpstreamTls::nameless(wish) } else { UpstreamTls::new(host, wish) };
+    made.map_err(|why| Diagnostic::error("tls", &service.span, why))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_have_their_port_and_brackets_where_they_need_them() {
+        let shown = |host: &str, port: u16, tls: bool| host_header(host, port, tls).and_then(|value| value.to_str().map(str::to_owned).ok());
+        assert_eq!(shown("a.example", 80, false).as_deref(), Some("a.example"));
+        assert_eq!(shown("a.example", 80, true).as_deref(), Some("a.example:80"));
+        assert_eq!(shown("::1", 8080, false).as_deref(), Some("[::1]:8080"));
+        assert_eq!(shown("[::1]", 443, true).as_deref(), Some("[::1]"));
+    }
 }

@@ -52,6 +52,13 @@ fn system_roots() -> Arc<RootCertStore> {
     ROOTS.get_or_init(load).clone()
 }
 
+/// A host, perhaps an IPv6 address in brackets, as the name that a handshake asks for and a certificate must have. `None`: it can be none,
+/// which does not keep it from being the name of an upstream entity.
+pub fn server_name(host: &str) -> Option<ServerName<'static>> {
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    ServerName::try_from(bare.to_string()).ok()
+}
+
 /// How an upstream is spoken to over TLS.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Hash)]
 pub struct TlsWish {
@@ -74,28 +81,35 @@ pub struct TlsWish {
 pub struct UpstreamTls {
     /// For rustls.
     pub config: Arc<ClientConfig>,
-    /// Name in the handshake, and the one that the certificate must have.
-    pub name: ServerName<'static>,
+    /// Name in the handshake, and the one that the certificate must have; `None`: there is none that all endpoints share, and each has
+    /// its own.
+    pub name: Option<ServerName<'static>>,
 }
 
 impl UpstreamTls {
-    /// Makes what a wish says, for a server of this name. Equal wishes share one configuration, also over reloads: so connections and
-    /// sessions go on.
+    /// Makes what a wish says, for a server of this name.
     ///
     /// Errors: what is wrong, as half a sentence.
     pub fn new(name: &str, wish: TlsWish) -> Result<UpstreamTls, String> {
+        let name = server_name(name).ok_or_else(|| format!("`{name}` can not be the name of a TLS server"))?;
+        Ok(UpstreamTls { name: Some(name), ..UpstreamTls::nameless(wish)? })
+    }
+
+    /// The same for servers that have no name together. Equal wishes share one configuration, also over reloads: so connections and
+    /// sessions go on.
+    ///
+    /// Errors: what is wrong, as half a sentence.
+    pub fn nameless(wish: TlsWish) -> Result<UpstreamTls, String> {
         static MADE: Mutex<Option<HashMap<TlsWish, Weak<ClientConfig>>>> = Mutex::new(None);
-        let bare = name.trim_start_matches('[').trim_end_matches(']');
-        let name = ServerName::try_from(bare.to_string()).map_err(|_| format!("`{bare}` can not be the name of a TLS server"))?;
         let mut made = MADE.lock();
         let made = made.get_or_insert_default();
         if let Some(config) = made.get(&wish).and_then(Weak::upgrade) {
-            return Ok(UpstreamTls { config, name });
+            return Ok(UpstreamTls { config, name: None });
         }
         let config = Arc::new(Self::config(&wish)?);
         made.retain(|_, config| config.strong_count() > 0);
         made.insert(wish, Arc::downgrade(&config));
-        Ok(UpstreamTls { config, name })
+        Ok(UpstreamTls { config, name: None })
     }
 
     fn config(wish: &TlsWish) -> Result<ClientConfig, String> {

@@ -124,12 +124,12 @@ impl Plugin for Acl {
 #[cfg(test)]
 mod tests {
     use crate::testing::{Ask, Rig, Seen, consumer, get};
-    use weir_config::Secret;
+    use weir_config::ApiKey;
 
     async fn run(config: &str, auth: &str, ask: Ask) -> Seen {
         let member = |name: &str, groups: &[&str]| {
             let mut member = consumer(name);
-            member.keys = vec![Secret::new(format!("key-{name}"))];
+            member.keys = vec![ApiKey::new(format!("key-{name}"))];
             member.groups = groups.iter().map(ToString::to_string).collect();
             member.consumer_groups = if name == "gold" { vec!["gold".into()] } else { vec![] };
             member

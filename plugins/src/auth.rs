@@ -61,9 +61,10 @@ impl Index {
                 index.by_custom_id.insert(custom_id.clone(), consumer.clone());
             }
             // An empty secret would let everybody in.
-            for key in entity.keys.iter().filter(|key| !key.is_empty()) {
-                let id = credential_id(&entity.id, key.expose());
-                index.keys.insert(index.hash(&[key.expose()]), (consumer.clone(), id));
+            for credential in entity.keys.iter().filter(|credential| !credential.key.is_empty()) {
+                let key = credential.key.expose();
+                let id = credential.id.clone().unwrap_or_else(|| credential_id(&entity.id, key));
+                index.keys.insert(index.hash(&[key]), (consumer.clone(), id));
             }
             for (user, password) in &entity.basic {
                 let hash = index.hash(&[user, password.expose()]);

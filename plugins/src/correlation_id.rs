@@ -75,9 +75,9 @@ pub struct CorrelationId {
     next: AtomicU64,
 }
 
-/// The request's id, kept for the answer.
+/// The request's id, kept for the answer and for logs.
 #[derive(Clone)]
-struct Id(HeaderValue);
+pub(crate) struct Id(pub(crate) HeaderValue);
 
 impl CorrelationId {
     fn make(&self, cx: &RequestContext) -> Option<HeaderValue> {
@@ -115,9 +115,7 @@ impl Plugin for CorrelationId {
         let Some(id) = given.or_else(|| self.make(cx)) else { return Flow::Continue };
         // Also when it was given: one field, so that upstream and client read the same.
         req.headers.insert(self.header.clone(), id.clone());
-        if self.echo {
-            cx.state.insert(Id(id));
-        }
+        cx.state.insert(Id(id));
         Flow::Continue
     }
 

@@ -109,6 +109,12 @@ max_age: 3600
 
     type Ready = Rules;
 
+    fn warnings(at: &Node) -> Vec<Diagnostic> {
+        let origins = at.get("origins").map(Node::items).unwrap_or_default();
+        let odd = origins.iter().filter(|origin| origin.text().is_some_and(|text| is_plain(&text) && normalized(&text).is_none()));
+        odd.map(|origin| Diagnostic::warning("plugin-config", origin.span(), "no browser sends this: an origin has a scheme").hint("write it like `https://shop.example.com`")).collect()
+    }
+
     fn ready(self, at: &Node) -> Result<Rules, Vec<Diagnostic>> {
         let mut errors = Vec::new();
         let mut list = |key: &str, items: &[String]| match HeaderValue::from_str(&items.join(",")) {
@@ -191,6 +197,8 @@ impl Allowed {
             matchers.push(match (entry.as_str(), is_plain(entry).then(|| normalized(entry)).flatten()) {
                 ("*", _) => Matcher::Everyone,
                 (_, Some((origin, _))) => Matcher::Origin(origin),
+                // Without a scheme it is nobody's origin, and its dots are dots.
+                (text, None) if is_plain(text) => Matcher::Origin(text.to_ascii_lowercase()),
                 _ => {
                     // Anchored at both ends: `shop\.com` must not let `shop.com.evil.net` in.
                     let pattern = Regex::new(&format!("^(?:{entry})$")).map_err(|e| (index, format!("this is neither an origin nor a regular expression: {e}")))?;

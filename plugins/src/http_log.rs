@@ -21,8 +21,8 @@ use weir_config::{Diagnostic, Node, Secret};
 use weir_gateway::{BuildEnv, Phases, Plugin, RequestContext, client::OwnClient};
 
 /// Sends a JSON entry for each request to an HTTP server, in Kong's form (`request`, `response`, `latencies`, `tries`, `service`, `route`, `consumer`,
-/// `client_ip`, `started_at`, …). Entries wait in a bounded queue and are sent in the background; a batch of one is an object, a larger one
-/// a list. An answer with status 400 or more, or none, means that the batch is sent again, until `queue.max_retry_time`.
+/// `client_ip`, `started_at`, `correlation_id`, …). Entries wait in a bounded queue and are sent in the background; a batch of one is an object, a larger one
+/// a list. An answer with a status other than 2xx, or none, means that the batch is sent again, until `queue.max_retry_time`.
 ///
 /// Sizes are those of bodies. `Authorization`, cookies, API keys and query parameters that may carry a credential are `REDACTED`. The metric
 /// `weir_plugin_outcomes_total{plugin="http-log"}` counts entries `sent`, `lost` (given up) and `dropped` (queue full).
@@ -266,7 +266,7 @@ impl Sink for HttpSink {
 
 /// One call to a sink.
 ///
-/// Errors: it failed or was answered with 400 or more.
+/// Errors: it failed, or was not answered with 2xx.
 pub(crate) async fn post(client: &OwnClient, method: &Method, uri: &Uri, headers: &HeaderMap, body: Bytes, timeout: Duration) -> Result<(), String> {
     /// Nobody reads the sink's answer.
     const LONGEST_ANSWER: usize = 1 << 20;
@@ -276,7 +276,7 @@ pub(crate) async fn post(client: &OwnClient, method: &Method, uri: &Uri, headers
     *request.headers_mut() = headers.clone();
     let place = uri.authority().map_or("", |a| a.as_str());
     match client.call(request, timeout, LONGEST_ANSWER).await {
-        Ok(answer) if answer.status().as_u16() < 400 => Ok(()),
+        Ok(answer) if answer.status().is_success() => Ok(()),
         Ok(answer) => Err(format!("{place} answered {}", answer.status().as_u16())),
         Err(error) => Err(format!("{place}: {error}")),
     }
@@ -307,11 +307,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_entry_is_sent_again_and_counted_once() {
-        let mut sink = HttpSink::answering(&[503, 200]).await;
+        let mut sink = HttpSink::answering(&[503, 302, 200]).await;
         let rig = Rig::new(&[("http-log", &format!("http_endpoint: '{}'", sink.url))]);
         rig.run(get("/")).await;
-        let (first, second) = (sink.next().await, sink.next().await);
-        assert_eq!((first.target.as_str(), &first.body), ("/", &second.body));
+        let (first, second, third) = (sink.next().await, sink.next().await, sink.next().await);
+        assert_eq!((first.target.as_str(), &first.body, &first.body), ("/", &second.body, &third.body));
         sink.settled(|| rig.outcome("http-log", "sent") == 1).await;
         assert_eq!(rig.outcome("http-log", "lost"), 0);
     }

@@ -20,6 +20,7 @@ mod jwt;
 mod key_auth;
 mod load_shedding;
 mod logging;
+mod multipart;
 mod opentelemetry;
 mod pairs;
 mod query;

@@ -29,11 +29,14 @@ use weir_gateway::{BuildEnv, Environment, Phases, Plugin, RequestContext, upstre
 /// | `kong_request_latency_ms`, `kong_kong_latency_ms`, `kong_upstream_latency_ms` | service, route, workspace | `latency_metrics` |
 /// | `kong_bandwidth_bytes` | service, route, direction (`ingress`, `egress`), workspace, consumer | `bandwidth_metrics` |
 /// | `kong_upstream_target_health` | upstream, target, address, state, subsystem | `upstream_health_metrics` |
-/// | `kong_nginx_connections_total` | node_id, subsystem, state | always |
+/// | `kong_nginx_connections_total` | node_id, subsystem, state (`active`, `accepted`, `handled`, `total`) | always |
+/// | `kong_nginx_requests_total` | node_id, subsystem | always |
+/// | `kong_node_info` | node_id, version (Weir's) | always |
 /// | `kong_datastore_reachable` | | always |
 ///
 /// `source` is `service` or `kong` (a plugin, the cache or an error answered). Bandwidth is that of bodies. The workspace is `default`. A target's health is shown from the
-/// first request through its upstream on. As in Kong, requests without a service are not counted.
+/// first request through its upstream on. As in Kong, requests that match no route are not counted; those of a route without a
+/// service have an empty `service`.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
@@ -133,6 +136,8 @@ impl KongMetrics {
                 &["upstream", "target", "address", "state", "subsystem"],
             ),
             connections: gauges("kong_nginx_connections_total", "Connections by state.", &["node_id", "subsystem", "state"]),
+            requests: gauges("kong_nginx_requests_total", "Requests answered.", &["node_id", "subsystem"]),
+            node: gauges("kong_node_info", "1 for what is running.", &["node_id", "version"]),
             datastore: IntGauge::new("kong_datastore_reachable", "1 while the store answers.").expect("metric names and labels are valid"),
         };
         if let Err(error) = registry.register(Box::new(asked)) {
@@ -162,16 +167,19 @@ impl Plugin for Prometheus {
     }
 
     fn log(&self, cx: &RequestContext) {
-        let Some(service) = &cx.service else { return };
+        if cx.route.is_none() && cx.service.is_none() {
+            return;
+        }
         let metrics = &*self.metrics;
-        let route = cx.route.as_ref().map_or("", |r| r.name.as_str());
+        let route = cx.route.as_ref().map_or("", |route| route.name.as_str());
+        let service = cx.service.as_ref().map_or("", |service| service.name.as_str());
         let consumer = cx.consumer.as_ref().filter(|_| self.config.per_consumer).map(|c| c.entity.username.as_deref().unwrap_or(&c.entity.id)).unwrap_or("");
         if self.config.status_code_metrics {
             let source = if cx.answered_by == "upstream" { "service" } else { "kong" };
-            metrics.requests.with_label_values(&[service.name.as_str(), route, &cx.status.to_string(), source, WORKSPACE, consumer]).inc();
+            metrics.requests.with_label_values(&[service, route, &cx.status.to_string(), source, WORKSPACE, consumer]).inc();
         }
         if self.config.latency_metrics {
-            let labels = [service.name.as_str(), route, WORKSPACE];
+            let labels = [service, route, WORKSPACE];
             let total = cx.times.total.unwrap_or_else(|| cx.started.elapsed());
             metrics.request.with_label_values(&labels).observe(millis(total));
             metrics.own.with_label_values(&labels).observe(millis(cx.times.forwarded.unwrap_or(total)));
@@ -182,11 +190,11 @@ impl Plugin for Prometheus {
         if self.config.bandwidth_metrics {
             for (direction, bytes) in [("ingress", cx.bytes.0), ("egress", cx.bytes.1)] {
                 if bytes > 0 {
-                    metrics.bandwidth.with_label_values(&[service.name.as_str(), route, direction, WORKSPACE, consumer]).inc_by(bytes);
+                    metrics.bandwidth.with_label_values(&[service, route, direction, WORKSPACE, consumer]).inc_by(bytes);
                 }
             }
         }
-        if self.config.upstream_health_metrics {
+        if let (true, Some(service)) = (self.config.upstream_health_metrics, &cx.service) {
             let mut seen = metrics.seen.lock();
             let known = seen.get(&service.upstream.name).is_some_and(|u| std::ptr::eq(u.as_ptr(), Arc::as_ptr(&service.upstream)));
             if !known {
@@ -202,12 +210,15 @@ struct Asked {
     metrics: Weak<KongMetrics>,
     health: IntGaugeVec,
     connections: IntGaugeVec,
+    requests: IntGaugeVec,
+    node: IntGaugeVec,
     datastore: IntGauge,
 }
 
 impl Collector for Asked {
     fn desc(&self) -> Vec<&Desc> {
-        self.health.desc().into_iter().chain(self.connections.desc()).chain(self.datastore.desc()).collect()
+        let of_targets = self.health.desc().into_iter().chain(self.connections.desc());
+        of_targets.chain(self.requests.desc()).chain(self.node.desc()).chain(self.datastore.desc()).collect()
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -227,12 +238,17 @@ impl Collector for Asked {
             }
         }
         let accepted = i64::try_from(environment.metrics.accepted.get()).unwrap_or(i64::MAX);
-        for (state, value) in [("active", environment.metrics.connections.get()), ("accepted", accepted), ("handled", accepted)] {
+        let requests = i64::try_from(environment.metrics.answered()).unwrap_or(i64::MAX);
+        for (state, value) in [("active", environment.metrics.connections.get()), ("accepted", accepted), ("handled", accepted), ("total", requests)] {
             self.connections.with_label_values(&["", "http", state]).set(value);
         }
+        self.requests.with_label_values(&["", "http"]).set(requests);
+        self.node.with_label_values(&["", env!("CARGO_PKG_VERSION")]).set(1);
         self.datastore.set(i64::from(environment.store.health.check().is_ok()));
         let mut all = self.health.collect();
         all.extend(self.connections.collect());
+        all.extend(self.requests.collect());
+        all.extend(self.node.collect());
         all.extend(self.datastore.collect());
         all.retain(|family| !family.get_metric().is_empty());
         all
@@ -282,7 +298,7 @@ mod tests {
         rig.run(get("/")).await;
         let text = text(&rig);
         let names: Vec<&str> = text.lines().filter(|l| l.starts_with("# TYPE kong_")).map(|l| l.split(' ').nth(2).unwrap()).collect();
-        assert_eq!(names, ["kong_datastore_reachable", "kong_nginx_connections_total"]);
+        assert_eq!(names, ["kong_datastore_reachable", "kong_nginx_connections_total", "kong_nginx_requests_total", "kong_node_info"]);
     }
 
     #[tokio::test]
@@ -294,7 +310,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn values_outlive_a_configuration_and_requests_without_service_are_not_counted() {
+    async fn values_outlive_a_configuration_and_requests_without_a_route_are_not_counted() {
         let (environment, register) = (environment(Store::memory()), crate::register());
         for count in ["1", "2"] {
             let rig = Rig::with(environment.clone(), &register, &[("prometheus", "status_code_metrics: true")]).serving("orders");

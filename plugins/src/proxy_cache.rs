@@ -36,7 +36,7 @@ pub struct Config {
     pub cache_ttl: u64,
     /// Where answers are kept: either word means the engine's memory over the store that Weir is configured with.
     pub strategy: Strategy,
-    /// Honour `Cache-Control` of requests and answers (RFC 9111): only answers that say `public` and for how long are kept, so long. Without it, `Cache-Control` does not
+    /// Honour `Cache-Control` of requests and answers (RFC 9111): only answers that say for how long are kept, so long. Without it, `Cache-Control` does not
     /// count at all, and everything is kept for `cache_ttl`.
     pub cache_control: bool,
     /// Paths that differ only in case are the same.
@@ -202,7 +202,7 @@ vary_query_params: [page]
         let fields: [(bool, &[&'static str]); 3] = [(shown.age, &["age", "x-cache-age"]), (shown.status, &["x-cache-status"]), (shown.key, &["x-cache-key"])];
         let hidden = fields.iter().filter(|(shown, _)| !shown).flat_map(|(_, names)| names.iter()).map(|n| HeaderName::from_static(n)).collect();
         let (get, head) = (self.request_method.contains(&RequestMethod::Get), self.request_method.contains(&RequestMethod::Head));
-        Ok(Ready { rules, types, hidden, get, head, public_only: self.cache_control })
+        Ok(Ready { rules, types, hidden, get, head })
     }
 
     fn warnings(at: &Node) -> Vec<Diagnostic> {
@@ -221,8 +221,8 @@ vary_query_params: [page]
     }
 
     fn build(ready: Ready, env: &BuildEnv<'_>, _: &Live) -> Arc<dyn Plugin> {
-        let Ready { rules, types, hidden, get, head, public_only } = ready;
-        Arc::new(ProxyCache { cache: ResponseCache::new(rules, env), types, hidden, get, head, public_only })
+        let Ready { rules, types, hidden, get, head } = ready;
+        Arc::new(ProxyCache { cache: ResponseCache::new(rules, env), types, hidden, get, head })
     }
 }
 
@@ -233,7 +233,6 @@ pub struct Ready {
     hidden: Vec<HeaderName>,
     get: bool,
     head: bool,
-    public_only: bool,
 }
 
 struct ProxyCache {
@@ -242,7 +241,6 @@ struct ProxyCache {
     hidden: Vec<HeaderName>,
     get: bool,
     head: bool,
-    public_only: bool,
 }
 
 /// A media type in lower case; the order of parameters does not count.
@@ -273,14 +271,8 @@ impl ProxyCache {
     /// Why an answer is not kept.
     fn refuses(&self, res: &response::Parts) -> Option<&'static str> {
         let kind = res.headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).and_then(MediaType::parse);
-        if !kind.is_some_and(|kind| self.types.iter().any(|t| t.means(&kind))) {
-            return Some("content-type");
-        }
-        let public = || {
-            let values = res.headers.get_all(header::CACHE_CONTROL).iter().filter_map(|v| v.to_str().ok());
-            values.flat_map(|v| v.split(',')).any(|d| d.trim().eq_ignore_ascii_case("public"))
-        };
-        (self.public_only && !public()).then_some("not-public")
+        let wanted = kind.is_some_and(|kind| self.types.iter().any(|t| t.means(&kind)));
+        (!wanted).then_some("content-type")
     }
 }
 
@@ -395,9 +387,6 @@ mod tests {
             assert_eq!(refused(types, &[("content-type", kind)]).await, reason, "{kind}");
         }
         assert_eq!(refused("{}", &[]).await, Some("content-type"));
-        for (control, reason) in [("public, max-age=5", None), ("max-age=5", Some("not-public"))] {
-            assert_eq!(refused("cache_control: true", &[("content-type", "text/plain"), ("cache-control", control)]).await, reason, "{control}");
-        }
     }
 
     #[tokio::test]

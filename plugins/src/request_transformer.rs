@@ -1,7 +1,7 @@
 //! `request-transformer`: headers, query, body, method and path of a request, changed before the service sees it.
 
 use crate::{
-    Configured, Live, Personal, header_name,
+    Configured, Live, Personal, header_name, multipart,
     pairs::Pairs,
     template::{Template, Vars},
     wrong,
@@ -12,19 +12,20 @@ use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
-use std::{borrow::Cow, sync::Arc};
+use std::{borrow::Cow, collections::HashMap, sync::Arc};
 use weir_config::{Diagnostic, Node};
 use weir_gateway::{BuildEnv, Flow, Phases, Plugin, Reply, RequestContext};
 
 /// Changes requests on their way to the service. Steps run in the order remove, rename, replace, add, append; headers first, then body, then
 /// query. Entries are `name:value`; all but those of `remove` need the colon. Values may hold templates: `$(headers.x)`, `$(headers["x-y"])`,
-/// `$(query_params.x)`, `$(uri_captures.name)`, `$(uri_captures[1])` (groups of the route's regex), `$(shared.x)` (what other plugins left),
+/// `$(query_params.x)`, `$(uri_captures.name)`, `$(uri_captures[1])` (groups of the route's regex), `$(shared.x)` (what other plugins left: `authenticated_jwt_token` is the
+/// token that `jwt` let pass),
 /// `$(consumer.username)`, `$(consumer.id)`, `$(consumer.custom_id)`, combined with `or`, `and`, `not`, `..`, `==`, `~=` and the calls `:sub(first, last)`, `:lower()`,
 /// `:upper()` and `:gsub("old", "new")`, for example `$(headers["x-user"] or "guest")`; what is absent is an empty text. Kong runs Lua
 /// here; other calls are refused when the file is read.
 ///
-/// Bodies are changed if they are JSON objects (`application/json`) or forms (`application/x-www-form-urlencoded`); others, `multipart/form-data`
-/// too, pass unchanged, and so does JSON that is not well-formed. A body over 10 MB whose change was asked for is answered with 413 `Request body too large to be transformed`. A
+/// Bodies are changed if they are JSON objects (`application/json`) or forms (`application/x-www-form-urlencoded`, `multipart/form-data`; in the latter `rename` comes
+/// first and `append` does nothing, as in Kong); others pass unchanged, and so does JSON that is not well-formed. A body over 10 MB whose change was asked for is answered with 413 `Request body too large to be transformed`. A
 /// request that a template shaped by a header or by the consumer passes by the caches, for its answer may be for that visitor only.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -224,14 +225,19 @@ impl Transformer {
     fn transform_body(&self, cx: &mut RequestContext, headers: &HeaderMap, values: &Values<'_>) -> Result<(), Reply> {
         let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("").to_ascii_lowercase();
         let json = kind.contains("application/json");
-        if values.is_empty() || !(json || kind.contains("application/x-www-form-urlencoded")) {
+        let boundary = headers.get(header::CONTENT_TYPE).and_then(multipart::boundary);
+        if values.is_empty() || !(json || boundary.is_some() || kind.contains("application/x-www-form-urlencoded")) {
             return Ok(());
         }
         let Some(seen) = &cx.body else { return Ok(()) };
         if !seen.whole {
             return Err(Reply::message(Config::NAME, StatusCode::PAYLOAD_TOO_LARGE, "Request body too large to be transformed"));
         }
-        let changed = if json { json_body(&seen.bytes, values) } else { form_body(&seen.bytes, values) };
+        let changed = match boundary {
+            _ if json => json_body(&seen.bytes, values),
+            Some(boundary) => parts_body(&seen.bytes, &boundary, values),
+            None => form_body(&seen.bytes, values),
+        };
         if let Some(body) = changed {
             cx.replace_body = Some(body);
         }
@@ -392,6 +398,36 @@ fn form_body(body: &[u8], values: &Values<'_>) -> Option<Bytes> {
     let before = pairs.clone();
     values.iter().for_each(|(step, value)| change_pairs(&mut pairs, step, value.as_deref()));
     (pairs != before).then(|| pairs.text().into())
+}
+
+fn parts_body(body: &[u8], boundary: &str, values: &Values<'_>) -> Option<Bytes> {
+    let mut parts: Vec<(Option<String>, Cow<'_, [u8]>)> = Vec::new();
+    let found = multipart::parts(body, boundary);
+    parts.extend(found.iter().map(|part| (part.name.clone(), Cow::Borrowed(part.inner))));
+    let content: HashMap<&str, &[u8]> = found.iter().rev().filter_map(|part| Some((part.name.as_deref()?, part.content))).collect();
+    let delimiter = format!("--{boundary}");
+    let mut changed = false;
+    let (renames, others): (Vec<_>, Vec<_>) = values.iter().partition(|(step, _)| step.kind == Kind::Rename);
+    for (step, value) in renames.into_iter().chain(others) {
+        let name = step.name.as_str();
+        let at = parts.iter().position(|(known, _)| known.as_deref() == Some(name));
+        // A value that ends its part would be more than a value.
+        let value = value.as_deref().filter(|value| !value.contains(&delimiter));
+        let place = match (step.kind, at, value) {
+            (Kind::Remove, Some(_), _) => None,
+            (Kind::Rename, Some(_), Some(new)) if new != name => {
+                let content = content.get(name).copied().unwrap_or_default();
+                parts.retain(|(known, _)| known.as_deref() != Some(new));
+                Some((new.to_string(), multipart::plain(new, content)))
+            }
+            (Kind::Replace, Some(_), Some(value)) | (Kind::Add, None, Some(value)) => Some((name.to_string(), multipart::plain(name, value.as_bytes()))),
+            _ => continue,
+        };
+        changed = true;
+        parts.retain(|(known, _)| known.as_deref() != Some(name));
+        parts.extend(place.map(|(name, part)| (Some(name), Cow::Owned(part))));
+    }
+    changed.then(|| multipart::body(parts.iter().map(|(_, part)| &**part), boundary).into())
 }
 
 fn json_body(body: &[u8], values: &Values<'_>) -> Option<Bytes> {

@@ -60,7 +60,7 @@ pub struct PeerKey {
     /// Of all the rest.
     hash: u64,
     endpoint: String,
-    tls: Option<(Same, ServerName<'static>)>,
+    tls: Option<(Same, Option<ServerName<'static>>)>,
     spoken: Spoken,
 }
 
@@ -117,7 +117,7 @@ impl PeerKey {
     fn new(service: &ServiceRuntime, endpoint: &Endpoint) -> PeerKey {
         // The same for all threads and for as long as the process lives: equal keys of different configurations share connections.
         static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        let tls = service.tls.as_ref().map(|tls| (Same(tls.config.clone()), endpoint.server_name().unwrap_or(&tls.name).clone()));
+        let tls = service.tls.as_ref().map(|tls| (Same(tls.config.clone()), endpoint.server_name().or(tls.name.as_ref()).cloned()));
         let hash = STATE.hash_one((&endpoint.name, &tls, service.spoken));
         PeerKey { hash, endpoint: endpoint.name.clone(), tls, spoken: service.spoken }
     }
@@ -258,13 +258,16 @@ pub fn keep(key: Arc<PeerKey>, wire: Wire, now: Instant) {
     });
 }
 
+/// The kind of an error that means: a name has no address.
+pub const UNRESOLVED: &str = "dns";
+
 fn failed(kind: &'static str, reason: String, status: http::StatusCode) -> FetchError {
     FetchError { kind, reason, status }
 }
 
 /// Opens a connection, or finds that another request has just opened one with room.
 ///
-/// Errors: 502 `dns`, `connect` or `tls`, 504 `connect-timeout`.
+/// Errors: 503 `dns`, 502 `connect` or `tls`, 504 `connect-timeout`.
 pub async fn connect(connector: &TransportConnector, service: &Arc<ServiceRuntime>, endpoint: &Arc<Endpoint>) -> Result<Connection, FetchError> {
     if service.spoken == Spoken::Http1 {
         return Ok(Connection::Http1(Wire::new(open(connector, service, endpoint).await?.0)));
@@ -307,11 +310,14 @@ pub async fn connect(connector: &TransportConnector, service: &Arc<ServiceRuntim
 async fn open(connector: &TransportConnector, service: &ServiceRuntime, endpoint: &Endpoint) -> Result<(Stream, bool), FetchError> {
     let bad = http::StatusCode::BAD_GATEWAY;
     let opening = async {
-        let address = endpoint.address().await.map_err(|why| failed("dns", format!("{} does not resolve: {why}", endpoint.host), bad))?;
+        let address = endpoint.address().await.map_err(|why| {
+            // As in Kong: nothing was asked, so there was no bad answer.
+            failed(UNRESOLVED, format!("{} does not resolve: {why}", endpoint.host), http::StatusCode::SERVICE_UNAVAILABLE)
+        })?;
         let stream = connector.new_stream(&peer(service, address)).await;
         let stream = stream.map_err(|error| failed("connect", format!("{}: {}", endpoint.name, error.etype().as_str()), bad))?;
         let Some(tls) = &service.tls else { return Ok((stream, service.spoken == Spoken::Http2)) };
-        let name = endpoint.server_name().unwrap_or(&tls.name).clone();
+        let name = endpoint.server_name().or(tls.name.as_ref()).cloned().unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
         let stream = tokio_rustls::TlsConnector::from(tls.config.clone()).connect(name, stream).await;
         let stream = stream.map_err(|error| failed("tls", format!("{}: {error}", endpoint.name), bad))?;
         let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");

@@ -86,7 +86,7 @@ pub struct UpstreamBody {
     trailers: Option<HeaderMap>,
     /// What the request holds until the body is through.
     pub held: Held,
-    _counted: InFlight,
+    counted: Option<InFlight>,
 }
 
 /// Where a body comes from.
@@ -117,7 +117,7 @@ impl UpstreamBody {
 
     /// A body that comes by HTTP/2.
     pub(crate) fn http2(body: H2Body, length: Option<u64>, empty: bool, counted: InFlight) -> UpstreamBody {
-        UpstreamBody { from: Some(Source::Http2(body)), length, empty, trailers: None, held: Held::default(), _counted: counted }
+        UpstreamBody { from: Some(Source::Http2(body)), length, empty, trailers: None, held: Held::default(), counted: Some(counted) }
     }
 }
 
@@ -133,6 +133,8 @@ impl UpstreamBody {
                     dial::keep(body.key, body.wire, Instant::now());
                 }
                 self.trailers = trailers;
+                // The client may take long for what it has not got yet: its service is free.
+                self.counted = None;
                 self.held.over(true);
                 Ok(None)
             }
@@ -474,7 +476,7 @@ fn answer(wire: Wire, head: ResponseHead, sent_all: bool, key: Arc<PeerKey>, lim
             empty: head.body == ResponseLength::None,
             trailers: None,
             held: Held::default(),
-            _counted: counted,
+            counted: Some(counted),
         },
         parts: head.parts,
     }

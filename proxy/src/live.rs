@@ -10,8 +10,12 @@ use crate::{
 use arc_swap::{ArcSwap, ArcSwapOption};
 use ipnet::IpNet;
 use pingora::connectors::TransportConnector;
-use std::{net::IpAddr, sync::Arc, time::Duration};
-use weir_config::{ApiTarget, Diagnostic, Document, Edge, Gateway, Guests, OriginTls, Resilience, Secret, Span};
+use std::{
+    net::IpAddr,
+    sync::{Arc, atomic::AtomicUsize},
+    time::Duration,
+};
+use weir_config::{ApiTarget, Diagnostic, Document, Edge, Gateway, Guests, OriginTls, Resilience, Secret, Size, Span};
 use weir_gateway::{
     Client, Environment, Register, ServiceRuntime, Snapshot, Spoken,
     metrics::HitCounters,
@@ -34,6 +38,8 @@ pub struct Weir {
     pub popular: crate::popular::Popular,
     /// Where finished requests are written.
     pub access: crate::access::AccessLog,
+    /// Bytes of answers that wait for slow clients.
+    pub waiting: AtomicUsize,
 }
 
 impl Weir {
@@ -46,7 +52,7 @@ impl Weir {
         environment.endpoints.dns().configure(&live.document.resolver);
         environment.endpoints.put_in_force(live.upstreams());
         live.activate();
-        Ok(Arc::new(Weir { environment, live: ArcSwap::from_pointee(live), retired: ArcSwapOption::empty(), connector: crate::dial::connector(), register, access, popular: Default::default() }))
+        Ok(Arc::new(Weir { environment, live: ArcSwap::from_pointee(live), retired: ArcSwapOption::empty(), connector: crate::dial::connector(), register, access, popular: Default::default(), waiting: AtomicUsize::new(0) }))
     }
 
     /// Puts another configuration in force; requests under way finish on the old one. `ready` gets ready what else it needs, before.
@@ -105,6 +111,8 @@ pub struct Settings {
     pub body_timeout: Duration,
     /// Between two requests.
     pub keepalive: Duration,
+    /// Bytes that may wait for slow clients: of one answer, of all.
+    pub waiting: (usize, usize),
     /// Hits in memory take the fast lane.
     pub fast_lane: bool,
 }
@@ -171,15 +179,20 @@ impl Live {
     ///
     /// Errors: everything that is wrong with it.
     pub fn compile(document: Document, register: &dyn Register, environment: &Arc<Environment>) -> Result<Live, Vec<Diagnostic>> {
-        let snapshot = Snapshot::compile(&document, register, environment)?;
+        let (snapshot, tls) = match (Snapshot::compile(&document, register, environment), tls::compile(&document)) {
+            (Ok(snapshot), Ok(tls)) => (snapshot, tls),
+            (snapshot, tls) => return Err(snapshot.err().into_iter().chain(tls.err()).flatten().collect()),
+        };
         let edge = document.edge.as_ref().map(|edge| compile_edge(edge, document.gateway.as_ref(), &snapshot, environment)).transpose().map_err(|e| vec![e])?;
         let server = &document.server;
+        let size = |size: Size| usize::try_from(size.0).unwrap_or(usize::MAX);
         let settings = Settings {
-            max_head: usize::try_from(server.max_head.0).unwrap_or(usize::MAX),
+            max_head: size(server.max_head),
             max_body: server.max_body.0,
             head_timeout: server.head_timeout.get(),
             body_timeout: server.body_timeout.get(),
             keepalive: server.keepalive.get(),
+            waiting: (size(server.response_buffer), size(server.response_buffers)),
             fast_lane: server.fast_lane,
         };
         let trusted = server
@@ -189,7 +202,6 @@ impl Live {
             .collect::<Result<_, _>>()
             .map_err(|_| vec![plain("server.trusted_proxies", "an entry is neither an address nor a network")])?;
         let warm_up_token = document.warm_up.as_ref().and_then(|w| w.token.clone()).filter(|t| !t.is_empty());
-        let tls = tls::compile(&document)?;
         Ok(Live { snapshot, edge, settings, trusted, warm_up_token, tls, document })
     }
 }

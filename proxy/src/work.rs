@@ -1,7 +1,10 @@
 //! One request at work: the steps that both doors share. Whatever makes an answer — an upstream, the cache, a plugin, an error —
 //! it leaves by the same way: response plugins, Weir's own fields, body, end, log.
 
+mod ahead;
 mod ask;
+
+pub use ahead::Room;
 
 use crate::{
     downstream::{AnswerBody, ClientError, Downstream, RequestBody},
@@ -9,6 +12,7 @@ use crate::{
     grpc,
     live::{Live, Weir},
 };
+use self::ahead::Ahead;
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header, response};
 use std::{future::poll_fn, sync::Arc, task::Poll};
@@ -168,8 +172,9 @@ impl<D: Downstream> Work<'_, D> {
         }
     }
 
-    /// An answer whose body arrives piece by piece. The plugins' `end` step runs before the last piece leaves.
-    pub async fn streamed(&mut self, chain: &Chain, mut parts: response::Parts, body: &mut dyn BodyReader, length: Option<u64>, empty: bool) {
+    /// An answer whose body arrives piece by piece. The plugins' `end` step runs before the last piece leaves. `room`: for what a slow client
+    /// has not taken yet.
+    pub async fn streamed(&mut self, chain: &Chain, mut parts: response::Parts, body: &mut dyn BodyReader, length: Option<u64>, empty: bool, room: Room<'_>) {
         chain.response(&mut self.cx, &mut parts);
         self.finish_head(&mut parts);
         let form = if empty || self.method == Method::HEAD {
@@ -184,12 +189,13 @@ impl<D: Downstream> Work<'_, D> {
         let mut client = self.down.head(&parts, form).await;
         let holds = chain.has_end();
         let mut held = Bytes::new();
+        let mut ahead = Ahead::new(room);
         loop {
             if client.is_err() && !self.cx.must_complete {
                 chain.end(&mut self.cx, Ending::Broken).await;
                 break;
             }
-            let arrived = match body.ready() {
+            let arrived = match ahead.next().or_else(|| body.ready()) {
                 Some(arrived) => arrived,
                 None => {
                     let mut chunk = body.chunk();
@@ -222,14 +228,14 @@ impl<D: Downstream> Work<'_, D> {
                     if holds {
                         std::mem::swap(&mut held, &mut piece);
                     }
-                    client = self.pass_on(client, piece).await;
+                    client = self.pass_on(client, piece, &mut ahead, body).await;
                 }
                 Ok(None) => {
                     let mut last = Bytes::new();
                     chain.body(&mut self.cx, &mut last, true);
                     chain.end(&mut self.cx, Ending::Complete).await;
-                    client = self.pass_on(client, held).await;
-                    client = self.pass_on(client, last).await;
+                    client = self.pass_on(client, held, &mut ahead, body).await;
+                    client = self.pass_on(client, last, &mut ahead, body).await;
                     if client.is_ok() {
                         if let Some(trailers) = body.trailers() {
                             self.down.trailers(trailers);
@@ -252,12 +258,12 @@ impl<D: Downstream> Work<'_, D> {
         }
     }
 
-    async fn pass_on(&mut self, client: Result<(), ClientError>, piece: Bytes) -> Result<(), ClientError> {
+    async fn pass_on(&mut self, client: Result<(), ClientError>, piece: Bytes, ahead: &mut Ahead<'_>, body: &mut dyn BodyReader) -> Result<(), ClientError> {
         if client.is_err() || piece.is_empty() {
             return client;
         }
         self.cx.bytes.1 += piece.len() as u64;
-        self.down.write(piece).await
+        ahead.write(self.down, piece, body).await
     }
 
     fn client_failed(&mut self, error: ClientError) {

@@ -178,7 +178,8 @@ async fn without_an_answer_the_last_addresses_stay_in_use() {
     server.remove("shop.test");
     let door = weir.gateway();
     let refused = eventually("the name is gone", async || Some(door.get("/").send().await).filter(|answer| answer.status != 200)).await;
-    assert_eq!((refused.status, refused.must("x-weir-reason")), (502, "dns"));
+    assert_eq!((refused.status, refused.must("x-weir-reason")), (503, "dns"));
+    assert_eq!(refused.json()["message"], "name resolution failed");
     server.set("shop.test", 1, vec![address("127.0.0.1")]);
     eventually("the name is back", async || Some(door.get("/").send().await).filter(|answer| answer.status == 200 && answer.text() == "a")).await;
     for told in ["a name is not answered", "a name is answered again", "the last addresses of a name are given up"] {
@@ -219,7 +220,7 @@ async fn a_name_is_asked_for_once_however_many_want_it() {
 
     // That there is no such name is remembered too.
     for _ in 0..20 {
-        assert_eq!(weir.gateway().get("/none").send().await.expect(502).must("x-weir-reason"), "dns");
+        assert_eq!(weir.gateway().get("/none").send().await.expect(503).must("x-weir-reason"), "dns");
     }
     let before = asked("none.test");
     assert!(before.iter().all(|times| (1..=4).contains(times)), "{before:?}");

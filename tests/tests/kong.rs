@@ -1,6 +1,14 @@
 //! What comes with Kong's file, from end to end: what services and clients see of the gateway, warnings, and requests that are checked.
 
 use serde_json::{Value, json};
+use std::{
+    collections::HashSet,
+    sync::{Arc, Mutex},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
 use weir_tests::{Answer, Config, Outcome, Shop, Weir, eventually};
 
 /// A gateway with one service that echoes, and routes to it.
@@ -106,6 +114,74 @@ async fn short_bodies_are_there_whole_before_the_service_is_asked_unless_the_rou
     slow.send("cd").await;
     slow.answer("POST").await.expect("an answer");
     assert_eq!(shop.stubs.products.handle().requests().pop().map(|r| r.target), Some("/echo".to_owned()));
+
+    // Long bodies, and those of unknown length, are passed on as they come.
+    for head in ["Content-Length: 70000", "Transfer-Encoding: chunked"] {
+        let mut slow = weir.gateway().connect().await;
+        slow.send(format!("POST /waits/echo HTTP/1.1\r\nHost: a\r\n{head}\r\n\r\n1\r\na\r\n")).await;
+        eventually("the request is under way without its body", async || (in_flight() == 1).then_some(())).await;
+        drop(slow);
+        eventually("nothing is under way", async || (in_flight() == 0).then_some(())).await;
+    }
+}
+
+/// How much the answers are that a client takes slowly: more than sockets hold.
+const LONG: usize = 48 << 20;
+
+/// A service of long answers; under each path whether it has given one away as a whole.
+async fn giver() -> (String, Arc<Mutex<HashSet<String>>>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let given: Arc<Mutex<HashSet<String>>> = Arc::default();
+    let done = given.clone();
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let done = done.clone();
+            tokio::spawn(async move {
+                let mut head = [0; 4096];
+                let count = stream.read(&mut head).await.unwrap_or(0);
+                let path = String::from_utf8_lossy(&head[..count]).split(' ').nth(1).unwrap_or_default().to_owned();
+                let piece = vec![b'x'; 64 << 10];
+                let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\nContent-Length: {LONG}\r\n\r\n").as_bytes()).await;
+                for _ in 0..LONG / piece.len() {
+                    if stream.write_all(&piece).await.is_err() {
+                        return;
+                    }
+                }
+                done.lock().expect("no panic").insert(path);
+            });
+        }
+    });
+    (url, given)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_done_with_its_answer_before_a_slow_client_has_it_unless_the_route_says_no() {
+    let (url, given) = giver().await;
+    let routes = json!([{ "name": "buffered", "paths": ["/buffered"], "strip_path": false }, { "name": "not", "paths": ["/not"], "strip_path": false, "response_buffering": false }]);
+    let config = |all: &str| Config(json!({
+        "server": { "threads": 1, "response_buffer": "64MB", "response_buffers": all },
+        "gateway": { "_format_version": "3.0", "services": [{ "name": "s", "url": url, "routes": routes }] },
+    }));
+    let (weir, small) = (Weir::start(&config("64MB")).await, Weir::start(&config("1MB")).await);
+    let is_given = |path: &str| given.lock().expect("no panic").contains(path);
+    let ask = async |weir: &Weir, path: &str| {
+        let mut client = weir.gateway().connect().await;
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n")).await;
+        client
+    };
+    let mut slow = [(ask(&weir, "/not/1").await, "/not/1"), (ask(&small, "/buffered/small").await, "/buffered/small"), (ask(&weir, "/buffered/1").await, "/buffered/1")];
+    eventually("the service is done", async || is_given("/buffered/1").then_some(())).await;
+    slow.iter().take(2).for_each(|(_, path)| assert!(!is_given(path), "{path}"));
+    for (client, path) in &mut slow {
+        let answer = client.answer("GET").await.expect("an answer");
+        assert!(answer.status == 200 && answer.body.len() == LONG && answer.body.iter().all(|byte| *byte == b'x'), "{path}");
+        eventually("the service is done", async || is_given(path).then_some(())).await;
+    }
+    // What waited counts no more.
+    let mut again = ask(&weir, "/buffered/2").await;
+    eventually("the service is done", async || is_given("/buffered/2").then_some(())).await;
+    again.answer("GET").await.expect("an answer");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -241,6 +317,18 @@ async fn errors_come_in_the_form_that_the_client_prefers() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_without_a_service_is_counted_too() {
+    let counted = json!([{ "name": "prometheus", "config": { "status_code_metrics": true } }]);
+    let route = json!({ "name": "alone", "paths": ["/alone"], "plugins": [{ "name": "request-termination", "config": { "status_code": 418 } }] });
+    let weir = Weir::start(&Config(json!({ "gateway": { "_format_version": "3.0", "routes": [route], "plugins": counted } }))).await;
+    weir.gateway().get("/alone").send().await.expect(418);
+    weir.gateway().get("/nowhere").send().await.expect(404);
+    let series = "kong_http_requests_total{code=\"418\",consumer=\"\",route=\"alone\",service=\"\",source=\"kong\",workspace=\"default\"} 1";
+    eventually("the request is counted", async || weir.admin().get("/metrics").send().await.text().contains(series).then_some(())).await;
+    assert_eq!(weir.admin().get("/metrics").send().await.text().matches("kong_http_requests_total{").count(), 1);
+}
+
 /// What `weir check` says of a Kong file.
 fn check(text: &str) -> Outcome {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -266,6 +354,19 @@ fn what_is_probably_not_meant_is_warned_of() {
     ] {
         assert!(outcome.out.contains(&format!("warning: {message}")), "{message}\n{}", outcome.out);
     }
+}
+
+#[test]
+fn what_only_compiling_shows_is_said_beside_other_mistakes() {
+    let outcome = check(
+        "_format_version: '3.0'\nservices:\n- name: a\n  url: http://a\n  retries: many\n  routes:\n  - {name: r, paths: ['~/x\\1']}\n- {name: odd, protocol: https, host: 'a b'}\ncertificates: [{id: c, cert: nothing, key: nothing}]\nplugins:\n- {name: circuit-breaker, route: r, config: {fallback: {service: nobody}}}\n- {name: circuit-breaker, service: odd, config: {fallback: {service: a, statis: 200}}}\n",
+    );
+    for message in ["a whole number is wanted here", "` ` cannot be in a host name", "is not a valid regular expression", "there is no service `nobody`", "unknown key `statis`"] {
+        assert!(outcome.out.contains(message), "{message}\n{}", outcome.out);
+    }
+    // Those, and two of the certificate.
+    let errors = outcome.out.lines().filter(|line| line.contains(": error: ")).count();
+    assert!(errors == 7 && outcome.code == Some(1), "{}", outcome.out);
 }
 
 #[test]

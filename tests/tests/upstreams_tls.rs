@@ -41,7 +41,8 @@ async fn upstream(tls: TlsAcceptor) -> (SocketAddr, Arc<AtomicUsize>) {
                     async move {
                         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
                         let version = format!("{:?}", request.version());
-                        let host = request.uri().authority().map(ToString::to_string);
+                        let field = request.headers().get("host").and_then(|host| host.to_str().ok()).map(str::to_owned);
+                        let host = request.uri().authority().map(ToString::to_string).or(field);
                         let body = request.into_body().collect().await.map(|b| b.to_bytes().len()).unwrap_or_default();
                         let text = json!({ "version": version, "name": name, "host": host, "body": body }).to_string();
                         Ok::<_, Infallible>(Response::new(Full::<bytes::Bytes>::from(text)))
@@ -157,6 +158,38 @@ async fn an_upstreams_certificate_and_name_are_its_services() {
     eventually("probes without a certificate fail", async || (state("ill").await == "down").then_some(())).await;
     weir.admin().ask("PUT", &format!("/upstreams/probed/targets/{address}/unhealthy")).send().await.expect(204);
     eventually("probes with one bring the endpoint back", async || (state("probed").await == "up").then_some(())).await;
+}
+
+/// An upstream entity may be called what no server can be. Then its targets are called by what they are.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_whose_name_no_certificate_can_have_is_known_by_its_targets() {
+    let authority = Authority::new();
+    let right = authority.issue(&["DNS:localhost", "IP:127.0.0.1"]);
+    let (address, _) = upstream(authority.server(&right, false, &[])).await;
+    let (other, _) = upstream(authority.server(&right, false, &[])).await;
+    let (misnamed, _) = upstream(authority.server(&authority.issue(&["DNS:localhost"]), false, &[])).await;
+    let target = |name: &str, address: SocketAddr| json!({ "target": format!("{name}:{}", address.port()) });
+    let upstreams = json!([
+        { "name": "shop/api:80", "targets": [target("127.0.0.1", address)] },
+        { "name": "shop.default.80", "targets": [target("127.0.0.1", misnamed)] },
+        { "name": "shop.default.81", "targets": [target("127.0.0.1", misnamed)], "host_header": "localhost" },
+        { "name": "shop.default.82", "targets": [target("localhost", address), target("localhost", other)] },
+        { "name": "shop.default.83", "targets": [target("localhost", misnamed)] },
+    ]);
+    let services: Vec<_> = upstreams.as_array().expect("a list").iter().enumerate().map(|(at, upstream)| {
+        let route = json!({ "name": format!("r{at}"), "paths": [format!("/{at}")] });
+        json!({ "name": format!("s{at}"), "protocol": "https", "host": upstream["name"], "retries": 0, "ca_certificates": ["ca"], "routes": [route] })
+    }).collect();
+    let gateway = json!({ "_format_version": "3.0", "services": services, "upstreams": upstreams, "ca_certificates": [{ "id": "ca", "cert": authority.cert }] });
+    let weir = Weir::start(&Config(json!({ "server": { "threads": 1 }, "gateway": gateway }))).await;
+    // An address is verified and not asked for: a handshake has no place for it.
+    let seen = weir.gateway().get("/0").send().await.expect(200).json();
+    assert_eq!((&seen["name"], &seen["host"]), (&json!("-"), &json!(address.to_string())));
+    assert_eq!(weir.gateway().get("/1").send().await.expect(502).must("x-weir-reason"), "tls");
+    assert_eq!(weir.gateway().get("/2").send().await.expect(200).json()["name"], "localhost");
+    for path in ["/3", "/3", "/4"] {
+        assert_eq!(weir.gateway().get(path).send().await.expect(200).json()["name"], "localhost", "{path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,7 @@
 //! `consumers`, their credentials (nested or flat) and `consumer_groups`.
 
 use super::{Draft, Ref, Scope, plugins, reference, tags};
-use crate::{Consumer, JwtCredential};
+use crate::{ApiKey, Consumer, Diagnostic, JwtCredential};
 use crate::reader::{Context, Fields};
 use crate::{Node, Secret};
 
@@ -10,7 +10,7 @@ pub(crate) enum Credential {
     /// Group of the `acl` plugin.
     Acl(String),
     /// Key of `key-auth`.
-    Key(Secret),
+    Key(ApiKey),
     /// User and password of `basic-auth`.
     Basic(String, Secret),
     /// Key pair of `jwt`.
@@ -50,7 +50,8 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
         draft.consumer_names.id(cx, "consumer", id, index);
     }
     if node.get("username").is_none() && node.get("custom_id").is_none() {
-        cx.error("missing-key", fields.span(), "the consumer has neither `username` nor `custom_id`", None);
+        let why = Diagnostic::error("missing-key", fields.span(), "the consumer has neither `username` nor `custom_id`");
+        fields.lacks(vec!["username", "custom_id"], why);
     }
     let made_up = || stable_id(username.as_ref().or(custom_id.as_ref()).map_or("", |name| name.value.as_str()));
     draft.consumers.push(Consumer {
@@ -100,6 +101,7 @@ pub(super) fn read_flat(cx: &Context<'_>, fields: &mut Fields<'_, '_>, draft: &m
             if let Some((consumer, credential)) = credential(cx, item, list, draft, owner, false) {
                 match consumer {
                     Some(consumer) => draft.credentials.push((Owner::Named(consumer), credential)),
+                    None if item.get("consumer").is_some() => {}
                     None => cx.error("missing-key", item.span(), format!("this entry of `{list}` has no `consumer`"), None),
                 }
             }
@@ -113,6 +115,7 @@ pub(super) fn read_flat(cx: &Context<'_>, fields: &mut Fields<'_, '_>, draft: &m
         member.finish();
         match (consumer, group) {
             (Some(consumer), Some(group)) => draft.credentials.push((Owner::Named(consumer), Credential::Group(group))),
+            _ if item.get("consumer").is_some() && item.get("consumer_group").is_some() => {}
             _ => cx.error("missing-key", item.span(), "a member of a consumer group has `consumer` and `consumer_group`", None),
         }
     }
@@ -137,7 +140,7 @@ fn credential(cx: &Context<'_>, node: &Node, list: &str, draft: &mut Draft, owne
     fields.accept(&["id", "tags", "created_at", "updated_at", "ws_id"]);
     let required = |fields: &mut Fields<'_, '_>, key: &'static str| {
         if fields.node().get(key).is_none() {
-            fields.missing(key, None);
+            fields.missing(&[key], None);
         }
         fields.filled(key)
     };
@@ -148,9 +151,10 @@ fn credential(cx: &Context<'_>, node: &Node, list: &str, draft: &mut Draft, owne
                 cx.warning("unsupported", ttl.span(), "keys do not expire here: remove the entry when it is due", None);
             }
             made_up_by_kong(&fields, "key");
+            let id = fields.filled("id").map(|id| id.value);
             fields.filled("key").map(|key| {
                 draft.credential_names[0].name(cx, "key", &key, owner, false);
-                Credential::Key(Secret::new(key.value))
+                Credential::Key(ApiKey { id, key: Secret::new(key.value) })
             })
         }
         "basicauth_credentials" => {
@@ -195,7 +199,7 @@ fn jwt(fields: &mut Fields<'_, '_>, draft: &mut Draft, owner: usize) -> Option<J
         return None;
     }
     match (&public, hmac) {
-        (None, false) if fields.node().get("rsa_public_key").is_none() => fields.missing("rsa_public_key", Some(format!("{algorithm} needs one"))),
+        (None, false) if fields.node().get("rsa_public_key").is_none() => fields.missing(&["rsa_public_key"], Some(format!("{algorithm} needs one"))),
         (Some(text), false) if !text.contains("-----BEGIN") => {
             cx.error("value", &text.span, "this is not a public key in PEM", Some("it begins with `-----BEGIN PUBLIC KEY-----`".into()));
         }
@@ -215,9 +219,11 @@ pub(super) fn read_group(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     let mut group = None;
     match fields.filled("name") {
         Some(name) => {
-            group = Some(draft.groups.len());
-            if let Some(first) = draft.groups.iter().find(|group| group.value == name.value) {
-                cx.error("duplicate-name", &name.span, format!("the consumer group `{}` is defined a second time", name.value), Some(format!("first at {}", first.span)));
+            let index = draft.groups.len();
+            group = Some(index);
+            draft.group_names.name(cx, "consumer group", &name, index, true);
+            if let Some(id) = fields.filled("id") {
+                draft.group_names.id(cx, "consumer group", &id, index);
             }
             for item in fields.list("consumers") {
                 if let Some(consumer) = reference(cx, item) {
@@ -226,7 +232,7 @@ pub(super) fn read_group(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
             }
             draft.groups.push(name);
         }
-        None if node.get("name").is_none() => fields.missing("name", None),
+        None if node.get("name").is_none() => fields.missing(&["name"], None),
         None => {}
     }
     let nested = fields.list("plugins");
@@ -251,11 +257,8 @@ pub(super) fn attach(cx: &Context<'_>, draft: &mut Draft) {
         let Some(index) = index else { continue };
         match credential {
             Credential::Group(group) => {
-                if draft.groups.iter().any(|known| known.value == group.text.value) {
-                    draft.consumers[index].consumer_groups.push(group.text.value);
-                } else {
-                    let hint = crate::words::did_you_mean(&group.text, draft.groups.iter().map(|known| known.value.as_str()));
-                    cx.error("missing-reference", &group.text.span, format!("there is no consumer group `{}`", group.text.value), hint);
+                if let Some(group) = draft.group_names.find(cx, &group, "consumer group") {
+                    draft.consumers[index].consumer_groups.push(draft.groups[group].value.clone());
                 }
             }
             other => give(&mut draft.consumers[index], other),

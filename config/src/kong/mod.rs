@@ -16,6 +16,7 @@ use crate::node::Kind;
 use crate::reader::{Context, Fields};
 use crate::{Listens, Node, Span, Spanned};
 use names::Names;
+use std::collections::HashSet;
 
 /// Top-level lists of entities, and metadata, that make a file Kong's.
 pub(crate) const TOP_KEYS: [&str; 12] =
@@ -48,11 +49,13 @@ pub(crate) struct Draft {
     consumers: Vec<Consumer>,
     credentials: Vec<(consumers::Owner, consumers::Credential)>,
     groups: Vec<Spanned<String>>,
+    group_names: Names,
     upstreams: Vec<Upstream>,
     targets: Vec<(Ref, Target)>,
     certificates: Vec<Certificate>,
-    certificate_ids: Vec<Option<String>>,
+    certificate_ids: Names,
     ca_certificates: Vec<CaCertificate>,
+    ca_ids: Names,
     /// What services say of TLS, by the service's index.
     service_tls: Vec<(usize, tls::ServiceTls)>,
     upstream_tls: Vec<(usize, Ref)>,
@@ -64,8 +67,10 @@ pub(crate) struct Draft {
     instance_names: Names,
     credential_names: [Names; 3],
     plugin_configs: Option<Node>,
-    /// That answers are not buffered has been said: once a file is enough.
-    buffering_told: bool,
+    /// Routes of which a matcher may be missing, for it has an error.
+    unsound_routes: HashSet<usize>,
+    /// A target at the top of the file has an error.
+    targets_lost: bool,
 }
 
 /// Reads Kong's entities out of a mapping. `bare`: the file is Kong's own, not a section of Weir's. Keys of `own` belong to the
@@ -75,6 +80,18 @@ pub(crate) fn read(cx: &Context<'_>, node: &Node, listen: Listens, bare: bool, o
     fields.accept(own);
     let mut draft = Draft { format: format_version(&mut fields, bare), ..Draft::default() };
     metadata(&mut fields, &mut draft);
+    for (list, names) in [
+        ("upstreams", &mut draft.upstream_names),
+        ("services", &mut draft.service_names),
+        ("routes", &mut draft.route_names),
+        ("consumers", &mut draft.consumer_names),
+        ("consumer_groups", &mut draft.group_names),
+        ("certificates", &mut draft.certificate_ids),
+        ("ca_certificates", &mut draft.ca_ids),
+    ] {
+        names.look_through(node.get(list));
+    }
+    node.get("services").map(Node::items).unwrap_or_default().iter().for_each(|service| draft.route_names.look_through(service.get("routes")));
 
     for item in fields.list("upstreams") {
         upstreams::read(cx, item, &mut draft);
@@ -243,7 +260,7 @@ impl Draft {
         consumers::attach(cx, &mut self);
         upstreams::attach(cx, &mut self);
         let plugins = plugins::resolve(cx, &mut self);
-        shadow::warn(cx, &self.routes);
+        shadow::warn(cx, &self.routes, &self.unsound_routes);
         Gateway {
             listen,
             format: self.format,

@@ -3,7 +3,7 @@
 use super::Ref;
 use crate::reader::Context;
 use crate::words::{did_you_mean, listed};
-use crate::{Span, Spanned};
+use crate::{Kind, Node, Span, Spanned};
 use std::collections::HashMap;
 
 /// Where each name and id is.
@@ -12,6 +12,8 @@ pub(crate) struct Names {
     by_name: HashMap<String, (usize, Span)>,
     by_id: HashMap<String, (usize, Span)>,
     order: Vec<String>,
+    /// Some could not be read: what is not found may be among them.
+    unread: bool,
 }
 
 impl Names {
@@ -48,6 +50,25 @@ impl Names {
         self.by_id.insert(id.value.clone(), (index, id.span.clone()));
     }
 
+    /// Whether what has a name or id is a list of mappings in which those are texts. If it is not, that has an error of its own, and references
+    /// that lead nowhere have none.
+    pub fn look_through(&mut self, list: Option<&Node>) {
+        let Some(list) = list else { return };
+        let text = |value: &Node| matches!(value.kind(), Kind::String(_) | Kind::Int(_) | Kind::Float(_)) && !value.source().broken;
+        let readable = |item: &Node| matches!(item.kind(), Kind::Map(_)) && ["name", "username", "custom_id", "id"].iter().all(|key| item.get(key).is_none_or(text));
+        self.unread |= !matches!(list.kind(), Kind::Seq(_)) || !list.items().iter().all(readable);
+    }
+
+    /// Whether a reference that leads nowhere is a mistake of its own.
+    pub fn are_all_read(&self) -> bool {
+        !self.unread
+    }
+
+    /// All ids.
+    pub fn ids(&self) -> impl Iterator<Item = &str> {
+        self.by_id.keys().map(String::as_str)
+    }
+
     /// Index of a name or id.
     pub fn get(&self, text: &str) -> Option<usize> {
         self.by_name.get(text).or_else(|| self.by_id.get(text)).map(|(index, _)| *index)
@@ -57,7 +78,7 @@ impl Names {
     pub fn find(&self, cx: &Context<'_>, reference: &Ref, what: &str) -> Option<usize> {
         let text = &reference.text;
         let found = self.get(text);
-        if found.is_none() {
+        if found.is_none() && !self.unread {
             let hint = did_you_mean(text, self.order.iter().map(String::as_str)).or_else(|| match self.order.len() {
                 0 => Some(format!("there are no {what}s")),
                 1 => Some(format!("there is only `{}`", self.order[0])),

@@ -16,6 +16,8 @@ pub(crate) struct PluginDraft {
     route: Option<Ref>,
     consumer: Option<Ref>,
     group: Option<Ref>,
+    /// The register has it; of others only the references count.
+    known: bool,
 }
 
 /// Reads one plugin. `scope`: what it is nested in.
@@ -28,13 +30,15 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, scope: &Scope, draft: &mut Dra
             [(key, _)] if cx.catalog.canonical(&key.name).is_some() => Some(format!("write `name: {}`", key.name)),
             _ => None,
         };
-        fields.missing("name", hint);
+        fields.missing(&["name"], hint);
     }
+    let errors = cx.errors.get();
     let shared = fields.text("_config").and_then(|wanted| shared_config(cx, &wanted, draft));
     let own = fields.get("config");
     if let Some(own) = own.filter(|own| !matches!(own.kind(), Kind::Map(_))) {
         cx.wrong(own, "a mapping (the plugin's config)");
     }
+    let complete = cx.errors.get() == errors && own.is_none_or(|own| !own.source().broken);
     let config = merged(shared.as_ref(), own).unwrap_or_else(|| Node::empty_map(fields.name_span().clone()));
     let mut scope_ref = |key: &'static str, around: Option<[Option<&str>; 2]>| {
         let node = fields.get(key)?;
@@ -64,16 +68,23 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, scope: &Scope, draft: &mut Dra
     fields.accept(&["id", "tags", "created_at", "updated_at", "run_on", "ws_id", "partials"]);
     fields.finish();
     let Some(name) = name else { return };
-    let Some(canonical) = known(cx, &name) else { return };
-    let mut found = cx.catalog.check(canonical, &config);
-    if config.has_broken_part() {
-        found.retain(|diagnostic| !config.is_broken_at(&diagnostic.span));
+    let canonical = known(cx, &name);
+    if let Some(canonical) = canonical.filter(|_| complete) {
+        let mut found = cx.catalog.check(canonical, &config);
+        if config.has_broken_part() {
+            found.retain(|diagnostic| !config.is_broken_at(&diagnostic.span));
+        }
+        cx.extend(found);
+        cx.files.borrow_mut().extend(cx.catalog.files(canonical, &config));
     }
-    cx.extend(found);
-    cx.files.borrow_mut().extend(cx.catalog.files(canonical, &config));
+    cx.is_sound_since(errors, &name.span);
+    if canonical.is_none() && cx.options.ignore_unknown_plugins {
+        return;
+    }
     draft.plugins.push(PluginDraft {
+        known: canonical.is_some(),
         entry: PluginEntry {
-            name: canonical.to_string(),
+            name: canonical.map_or(name.value, str::to_string),
             name_span: name.span,
             config,
             enabled,
@@ -178,7 +189,7 @@ pub(super) fn resolve(cx: &Context<'_>, draft: &mut Draft) -> Vec<PluginEntry> {
     let mut entries = Vec::with_capacity(draft.plugins.len());
     let mut seen: HashMap<(String, [Option<usize>; 4]), Span> = HashMap::new();
     for plugin in std::mem::take(&mut draft.plugins) {
-        let PluginDraft { mut entry, service, route, consumer, group } = plugin;
+        let PluginDraft { mut entry, service, route, consumer, group, known } = plugin;
         let mut lost = false;
         let mut find = |reference: Option<Ref>, names: &super::Names, what: &str, into: &mut Option<usize>| {
             if let Some(reference) = reference {
@@ -190,18 +201,13 @@ pub(super) fn resolve(cx: &Context<'_>, draft: &mut Draft) -> Vec<PluginEntry> {
         find(route, &draft.route_names, "route", &mut entry.route);
         find(consumer, &draft.consumer_names, "consumer", &mut entry.consumer);
         if let Some(reference) = group {
-            entry.group = draft.groups.iter().position(|name| name.value == reference.text.value);
-            if entry.group.is_none() {
-                let hint = did_you_mean(&reference.text, draft.groups.iter().map(|name| name.value.as_str()));
-                cx.error("missing-reference", &reference.text.span, format!("there is no consumer group `{}`", reference.text.value), hint);
-                continue;
-            }
+            find(Some(reference), &draft.group_names, "consumer group", &mut entry.group);
         }
         if let (Some(_), Some(_)) = (entry.consumer, entry.group) {
             cx.error("reference", &entry.name_span, "a plugin is for a consumer or for a group, not for both", None);
             continue;
         }
-        if lost {
+        if lost || !known {
             continue;
         }
         let key = (entry.name.clone(), [entry.service, entry.route, entry.consumer, entry.group]);

@@ -1,7 +1,7 @@
 //! `routes`.
 
 use super::{Draft, Scope, filter_chains, plugins, reference, tags};
-use crate::{PathHandling, PathMatcher, Route};
+use crate::{Diagnostic, PathHandling, PathMatcher, Route};
 use crate::net::HostPort;
 use crate::node::Kind;
 use crate::reader::{Context, Fields};
@@ -14,6 +14,7 @@ pub(super) const PROTOCOLS: [&str; 10] = ["http", "https", "grpc", "grpcs", "ws"
 pub(super) fn read(cx: &Context<'_>, node: &Node, service: Option<usize>, draft: &mut Draft) {
     let Some(mut fields) = Fields::of(cx, node, "route") else { return };
     let index = draft.routes.len();
+    let errors = cx.errors.get();
     let name = fields.filled("name").map(|name| draft.route_names.name_again(cx, "route", name, index));
     let id = fields.filled("id");
     if let Some(id) = &id {
@@ -54,16 +55,12 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, service: Option<usize>, draft:
         regex_priority: fields.int("regex_priority", i64::MIN, i64::MAX).unwrap_or(0),
         https_redirect_status_code: redirect(&mut fields),
         request_buffering: fields.bool("request_buffering").unwrap_or(true),
+        response_buffering: fields.bool("response_buffering").unwrap_or(true),
         tags: tags(&mut fields),
         span: fields.name_span().clone(),
         name: name.clone().or(id.clone()).map_or_else(made_up, |text| text.value),
         id: id.map(|id| id.value),
     };
-    if let (Some(true), Some(span)) = (fields.bool("response_buffering"), node.get("response_buffering").map(Node::span))
-        && !std::mem::replace(&mut draft.buffering_told, true)
-    {
-        cx.note("unsupported", span, "answers are passed on as they arrive, with or without this");
-    }
     for key in ["expression", "priority"] {
         if fields.get(key).is_some() {
             let span = fields.node().key_span(key).unwrap_or(fields.span());
@@ -81,14 +78,19 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, service: Option<usize>, draft:
     fields.accept(&["created_at", "updated_at", "ws_id"]);
     let matchers = ["paths", "hosts", "methods", "headers", "snis"];
     if matchers.iter().all(|key| fields.node().get(key).is_none()) && fields.node().get("expression").is_none() {
-        cx.error("missing-key", &route.span, "this route matches nothing: it has no `paths`, `hosts`, `methods`, `headers` or `snis`", Some("for everything, write `paths: [/]`".into()));
+        let why = "this route matches nothing: it has no `paths`, `hosts`, `methods`, `headers` or `snis`";
+        fields.lacks(matchers.to_vec(), Diagnostic::error("missing-key", &route.span, why).hint("for everything, write `paths: [/]`"));
+    }
+    let nested = fields.list("plugins");
+    fields.finish();
+    if !cx.is_sound_since(errors, &route.span) {
+        draft.unsound_routes.insert(index);
     }
     draft.routes.push(route);
     let scope = Scope { service: None, route: Some(index), ..Scope::default() };
-    for item in fields.list("plugins") {
+    for item in nested {
         plugins::read(cx, item, &scope, draft);
     }
-    fields.finish();
 }
 
 fn redirect(fields: &mut Fields<'_, '_>) -> u16 {

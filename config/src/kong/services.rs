@@ -25,12 +25,13 @@ struct Address {
 pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     let Some(mut fields) = Fields::of(cx, node, "service") else { return };
     let index = draft.services.len();
+    let errors = cx.errors.get();
     let name = fields.filled("name").map(|name| draft.service_names.name_again(cx, "service", name, index));
     let id = fields.filled("id");
     if let Some(id) = &id {
         draft.service_names.id(cx, "service", id, index);
     }
-    let address = address(&mut fields);
+    let address = address(&mut fields, draft);
     let timeout = |fields: &mut Fields<'_, '_>, key| {
         let span = fields.node().get(key).map(|node| node.span().clone());
         let text = fields.node().get(key).and_then(Node::text);
@@ -73,15 +74,17 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     fields.accept(&["retry", "deadline", "concurrency"]);
     fields.accept(&["tls_sans", "created_at", "updated_at", "ws_id"]);
     filter_chains(&mut fields);
+    let nested = (fields.list("routes"), fields.list("plugins"));
+    fields.finish();
+    cx.is_sound_since(errors, &service.span);
     draft.services.push(service);
-    for item in fields.list("routes") {
+    for item in nested.0 {
         routes::read(cx, item, Some(index), draft);
     }
     let scope = Scope { service: Some(index), ..Scope::default() };
-    for item in fields.list("plugins") {
+    for item in nested.1 {
         plugins::read(cx, item, &scope, draft);
     }
-    fields.finish();
 }
 
 fn default_port(protocol: &str) -> u16 {
@@ -89,7 +92,7 @@ fn default_port(protocol: &str) -> u16 {
 }
 
 /// `url`, or `protocol`, `host`, `port` and `path`; `url` wins.
-fn address(fields: &mut Fields<'_, '_>) -> Address {
+fn address(fields: &mut Fields<'_, '_>, draft: &Draft) -> Address {
     let cx = fields.cx;
     let protocol = fields.one_of("protocol", &PROTOCOLS);
     let host = fields.filled("host");
@@ -109,7 +112,9 @@ fn address(fields: &mut Fields<'_, '_>) -> Address {
         cx.error("unsupported", node.span(), "streams of bytes are not proxied", Some("Weir serves http, https, grpc, grpcs, ws and wss".into()));
     }
     match &host {
-        None if !given && fields.node().get("host").is_none() => fields.missing("url", Some("write `url: http://host:port`".into())),
+        None if !given && fields.node().get("host").is_none() => fields.missing(&["url", "host"], Some("write `url: http://host:port`".into())),
+        // Upstreams may be called what no host can be.
+        Some(host) if draft.upstream_names.get(host).is_some() => {}
         Some(host) => {
             let checked = HostPort::parse(host).and_then(|parsed| match parsed.port {
                 Some(_) => Err("the port has a key of its own: `port`".to_string()),

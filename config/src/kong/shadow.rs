@@ -2,15 +2,15 @@
 
 use crate::reader::Context;
 use crate::{PathMatcher, Route, Span};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// Routes with the same path are compared with so many earlier ones at most.
 const MOST_COMPARED: usize = 64;
 
-/// Warns of every path (or whole route, without paths) that an earlier route takes away.
-pub(super) fn warn(cx: &Context<'_>, routes: &[Route]) {
+/// Warns of every path (or whole route, without paths) that an earlier route takes away. `unsound`: those whose matchers are not all known.
+pub(super) fn warn(cx: &Context<'_>, routes: &[Route], unsound: &HashSet<usize>) {
     let mut earlier: HashMap<Kind<'_>, Vec<&Route>> = HashMap::with_capacity(routes.len());
-    for route in routes {
+    for (_, route) in routes.iter().enumerate().filter(|(index, _)| !unsound.contains(index)) {
         if route.paths.is_empty() {
             compare(cx, earlier.entry(Kind::of(route, None)).or_default(), route, &route.span);
             continue;

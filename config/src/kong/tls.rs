@@ -37,8 +37,9 @@ pub(super) fn attach(cx: &Context<'_>, draft: &mut Draft) {
             draft.services[service].client_certificate = certificate_of(cx, draft, &reference);
         }
         for reference in said.ca_certificates {
-            match draft.ca_certificates.iter().position(|ca| ca.id.as_deref() == Some(reference.text.as_str())) {
+            match draft.ca_ids.get(&reference.text) {
                 Some(found) => draft.services[service].ca_certificates.push(found),
+                None if !draft.ca_ids.are_all_read() => {}
                 None => {
                     let message = format!("there is no CA certificate with the id `{}`", reference.text.value);
                     cx.error("missing-reference", &reference.text.span, message, None);
@@ -52,10 +53,9 @@ pub(super) fn attach(cx: &Context<'_>, draft: &mut Draft) {
 }
 
 fn certificate_of(cx: &Context<'_>, draft: &Draft, reference: &Ref) -> Option<usize> {
-    let found = draft.certificate_ids.iter().position(|id| id.as_deref() == Some(reference.text.as_str()));
-    if found.is_none() {
-        let known = draft.certificate_ids.iter().flatten().map(String::as_str);
-        let hint = crate::words::did_you_mean(&reference.text.value, known);
+    let found = draft.certificate_ids.get(&reference.text);
+    if found.is_none() && draft.certificate_ids.are_all_read() {
+        let hint = crate::words::did_you_mean(&reference.text.value, draft.certificate_ids.ids());
         cx.error("missing-reference", &reference.text.span, format!("there is no certificate with the id `{}`", reference.text.value), hint);
     }
     found
@@ -73,42 +73,48 @@ pub(super) fn read(cx: &Context<'_>, fields: &mut Fields<'_, '_>, draft: &mut Dr
         let owner = sni.get("certificate").and_then(|node| reference(cx, node));
         sni.accept(&["id", "tags", "created_at", "updated_at"]);
         sni.finish();
-        let (Some(name), Some(owner)) = (name, owner) else {
+        if item.get("name").is_none() || item.get("certificate").is_none() {
             cx.error("missing-key", item.span(), "an SNI has `name` and `certificate`", None);
-            continue;
-        };
-        match draft.certificate_ids.iter().position(|id| id.as_deref() == Some(owner.text.as_str())) {
-            Some(index) => {
-                if let Some(name) = checked_name(cx, name, &mut taken) {
-                    draft.certificates[index].snis.push(name);
-                }
-            }
-            None => cx.error("missing-reference", &owner.text.span, format!("there is no certificate with the id `{}`", owner.text.value), None),
+        }
+        let name = name.and_then(|name| checked_name(cx, name, &mut taken));
+        let owner = owner.and_then(|owner| certificate_of(cx, draft, &owner));
+        if let (Some(name), Some(owner)) = (name, owner) {
+            draft.certificates[owner].snis.push(name);
         }
     }
     for item in fields.list("ca_certificates") {
         let Some(mut ca) = Fields::of(cx, item, "CA certificate") else { continue };
-        let id = ca.filled("id").map(|id| id.value);
-        if let Some(cert) = ca.filled("cert").and_then(|cert| pem(cx, &cert.value, &cert.span, CERTIFICATE)) {
-            draft.ca_certificates.push(CaCertificate { id, cert, span: item.span().clone() });
+        let errors = cx.errors.get();
+        let id = ca.filled("id");
+        if let Some(id) = &id {
+            draft.ca_ids.id(cx, "CA certificate", id, draft.ca_certificates.len());
         }
+        if item.get("cert").is_none() {
+            ca.missing(&["cert"], None);
+        }
+        let cert = ca.filled("cert").and_then(|cert| pem(cx, &cert.value, &cert.span, CERTIFICATE)).unwrap_or_default();
         ca.accept(&["cert_digest", "tags", "created_at", "updated_at"]);
         ca.finish();
+        cx.is_sound_since(errors, item.span());
+        draft.ca_certificates.push(CaCertificate { id: id.map(|id| id.value), cert, span: item.span().clone() });
     }
 }
 
 fn certificate(cx: &Context<'_>, node: &Node, draft: &mut Draft, taken: &mut HashMap<String, Span>) {
     let Some(mut fields) = Fields::of(cx, node, "certificate") else { return };
+    let errors = cx.errors.get();
     for key in ["cert", "key"] {
         if node.get(key).is_none() {
-            fields.missing(key, None);
+            fields.missing(&[key], None);
         }
     }
     let mut part = |key, label| fields.filled(key).and_then(|text| pem(cx, &text.value, &text.span, label));
     let cert = part("cert", CERTIFICATE);
     let key = part("key", PRIVATE_KEY);
     let alt = (part("cert_alt", CERTIFICATE), part("key_alt", PRIVATE_KEY));
-    let id = fields.filled("id");
+    if let Some(id) = fields.filled("id") {
+        draft.certificate_ids.id(cx, "certificate", &id, draft.certificates.len());
+    }
     let mut snis = Vec::new();
     for item in fields.list("snis") {
         let name = match item.kind() {
@@ -125,14 +131,13 @@ fn certificate(cx: &Context<'_>, node: &Node, draft: &mut Draft, taken: &mut Has
     }
     fields.accept(&["tags", "created_at", "updated_at"]);
     fields.finish();
-    if let (Some(cert), Some(key)) = (cert, key) {
-        let alt = match alt {
-            (Some(cert), Some(key)) => Some((cert, Secret::new(key))),
-            _ => None,
-        };
-        draft.certificates.push(Certificate { cert, key: Secret::new(key), alt, snis, span: node.span().clone() });
-        draft.certificate_ids.push(id.map(|id| id.value));
-    }
+    let alt = match alt {
+        (Some(cert), Some(key)) => Some((cert, Secret::new(key))),
+        _ => None,
+    };
+    cx.is_sound_since(errors, node.span());
+    // Kept with its errors: references to it are right.
+    draft.certificates.push(Certificate { cert: cert.unwrap_or_default(), key: Secret::new(key.unwrap_or_default()), alt, snis, span: node.span().clone() });
 }
 
 /// A server name in lower case, each for one certificate only.

@@ -3,6 +3,7 @@
 use super::{Draft, reference, tls};
 use crate::{Concurrency, Deadlines, Resilience, Retry, Target, Upstream, resilience};
 use crate::net::HostPort;
+use crate::node::Kind;
 use crate::reader::{Context, Fields};
 use crate::{Millis, Node, Spanned};
 use schemars::JsonSchema;
@@ -331,16 +332,19 @@ pub struct Unhealthy {
 pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     let Some(mut fields) = Fields::of(cx, node, "upstream") else { return };
     let index = draft.upstreams.len();
+    let errors = cx.errors.get();
     // The struct checks every setting at once; what follows reads only what is needed here.
     let found = crate::check::<UpstreamSettings>(node);
     let valid = found.is_empty();
     cx.extend(found);
     let settings = valid.then(|| crate::decode::<UpstreamSettings>(node).ok()).flatten();
-    let name = node.get("name").filter(|name| matches!(name.kind(), crate::Kind::String(_))).and_then(|name| cx.text(name));
+    // The walk has said what is wrong with them.
+    let text = |key: &str| node.get(key).filter(|text| !matches!(text.kind(), Kind::Bool(_) | Kind::Seq(_) | Kind::Map(_))).and_then(|text| cx.text(text));
+    let name = text("name");
     if let Some(name) = &name {
         draft.upstream_names.name(cx, "upstream", name, index, true);
     }
-    if let Some(id) = node.get("id").filter(|_| valid).and_then(|id| cx.text(id)) {
+    if let Some(id) = text("id") {
         draft.upstream_names.id(cx, "upstream", &id, index);
     }
     if let Some(settings) = &settings {
@@ -351,6 +355,7 @@ pub(super) fn read(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
     let word = |key: &str, default: &str| node.get(key).and_then(Node::text).unwrap_or_else(|| default.to_string());
     tls::of_upstream(cx, node, index, draft);
     let targets = fields.list("targets").iter().filter_map(|item| target(cx, item, false)).map(|(_, target)| target).collect();
+    cx.is_sound_since(errors, fields.name_span());
     draft.upstreams.push(Upstream {
         name: name.map_or_else(|| format!("upstream#{index}"), |name| name.value),
         algorithm: word("algorithm", "round-robin"),
@@ -398,9 +403,13 @@ fn consistent(cx: &Context<'_>, node: &Node, settings: &UpstreamSettings) {
 
 /// Reads a target that stands at the top of the file.
 pub(super) fn read_flat_target(cx: &Context<'_>, node: &Node, draft: &mut Draft) {
-    let Some((upstream, target)) = target(cx, node, true) else { return };
+    let Some((upstream, target)) = target(cx, node, true) else {
+        draft.targets_lost = true;
+        return;
+    };
     match upstream {
         Some(upstream) => draft.targets.push((upstream, target)),
+        None if node.get("upstream").is_some() => draft.targets_lost = true,
         None => cx.error("missing-key", node.span(), "this target has no `upstream`", None),
     }
 }
@@ -408,7 +417,7 @@ pub(super) fn read_flat_target(cx: &Context<'_>, node: &Node, draft: &mut Draft)
 fn target(cx: &Context<'_>, node: &Node, flat: bool) -> Option<(Option<super::Ref>, Target)> {
     let mut fields = Fields::of(cx, node, "target")?;
     if node.get("target").is_none() {
-        fields.missing("target", Some("write `target: host:port`".into()));
+        fields.missing(&["target"], Some("write `target: host:port`".into()));
     }
     let address = fields.filled("target");
     let weight = fields.int("weight", 0, 65_535).and_then(|weight| u32::try_from(weight).ok()).unwrap_or(100);
@@ -440,7 +449,8 @@ pub(super) fn attach(cx: &Context<'_>, draft: &mut Draft) {
         }
     }
     for upstream in &draft.upstreams {
-        if upstream.targets.is_empty() && upstream.settings.get("targets").is_none_or(|list| list.items().is_empty()) {
+        let none = |list: &Node| matches!(list.kind(), Kind::Seq(items) if items.is_empty());
+        if upstream.targets.is_empty() && upstream.settings.get("targets").is_none_or(none) && !draft.targets_lost && draft.upstream_names.are_all_read() {
             cx.warning("value", &upstream.span, format!("the upstream `{}` has no targets", upstream.name), None);
         }
     }

@@ -64,7 +64,7 @@ impl Own {
         Some(Own {
             cleartext: crate::snapshot::host_header(host, port, false)?,
             tls: crate::snapshot::host_header(host, port, true)?,
-            server: ServerName::try_from(host.to_owned()).ok()?,
+            server: crate::tls::server_name(host)?,
         })
     }
 }
@@ -105,7 +105,7 @@ impl Endpoint {
         }
     }
 
-    /// The name in its TLS handshakes, if it is not the service's.
+    /// The name that its certificate must have, if it is not the service's.
     pub fn server_name(&self) -> Option<&ServerName<'static>> {
         self.own.as_ref().map(|own| &own.server)
     }

@@ -35,6 +35,8 @@ impl Target {
 pub(super) struct Naming {
     /// The target's, where it is no address; else the service's.
     pub(super) by_target: bool,
+    /// The target's also where it is an address: the service's, which is the upstream's, can not be a server's.
+    pub(super) by_address: bool,
     /// The one in the SRV record.
     pub(super) by_srv: bool,
 }
@@ -105,7 +107,8 @@ impl Members {
                     (Some(name.clone()), At::Unknown(registry.dns.clone(), name))
                 }
             };
-            let own = if name.is_some() && naming.by_target { Own::new(bare, target.port) } else { None };
+            let named = if name.is_some() { naming.by_target } else { naming.by_address };
+            let own = if named { Own::new(bare, target.port) } else { None };
             let first = registry.get(upstream, &target.host, target.port, at, own);
             Place { target, name, first }
         };
@@ -183,7 +186,8 @@ impl Members {
         let port = found.port.filter(|port| *port > 0).unwrap_or(place.target.port);
         let own = match &found.srv_name {
             Some(name) if self.naming.by_srv => Own::new(name, port),
-            _ if self.naming.by_target => Own::new(&place.target.host, port),
+            // A target's name that is none of a server leaves the address.
+            _ if self.naming.by_target => Own::new(&place.target.host, port).or_else(|| Own::new(&found.ip.to_string(), port).filter(|_| self.naming.by_address)),
             _ => None,
         };
         let made = self.registry.get(&self.upstream, &place.target.host, place.target.port, At::Fixed(SocketAddr::new(found.ip, port)), own);

@@ -65,7 +65,8 @@ impl Upstream {
     /// A set with the rules of an upstream entity. `tls`: for probes.
     pub fn with_settings(settings: &UpstreamSettings, targets: Vec<Target>, tls: TlsWish, endpoints: &Endpoints) -> Upstream {
         let own = settings.host_header.is_none();
-        let naming = Naming { by_target: own, by_srv: own && settings.use_srv_name };
+        let by_address = own && crate::tls::server_name(&settings.name).is_none();
+        let naming = Naming { by_target: own, by_address, by_srv: own && settings.use_srv_name };
         let made = Self::made(&settings.name, targets, settings.algorithm, Policy::new(settings), Affinity::new(settings), naming, endpoints);
         Upstream { tls, called: settings.host_header.clone(), ..made }
     }

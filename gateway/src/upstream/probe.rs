@@ -27,7 +27,7 @@ pub(super) fn begin(upstream: &Arc<Upstream>) -> Option<AbortHandle> {
         return None;
     }
     // The name is each endpoint's own; a certificate that can not be used was refused with the configuration, or no service shows it.
-    let made = matches!(check.kind, CheckKind::Https).then(|| UpstreamTls::new("probe.invalid", upstream.tls.clone()));
+    let made = matches!(check.kind, CheckKind::Https).then(|| UpstreamTls::nameless(upstream.tls.clone()));
     let tls = match made.transpose() {
         Ok(tls) => tls.map(|tls| TlsConnector::from(tls.config)),
         Err(why) => {

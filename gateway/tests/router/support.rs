@@ -23,6 +23,7 @@ pub fn route(name: &str) -> Route {
         regex_priority: 0,
         https_redirect_status_code: 426,
         request_buffering: true,
+        response_buffering: true,
         tags: vec![],
         span: Span::default(),
     }

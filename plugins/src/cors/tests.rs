@@ -69,6 +69,8 @@ async fn who_is_named() {
         ("['https://a.example', 'https://b.example']", "https://c.example", None),
         ("['https://a.example', 'https://b.example']", "null", None),
         ("['https://a.example', '*']", "https://c.example", Some("https://c.example")),
+        ("['shop.example', 'https://b.example']", "https://shop.example", None),
+        ("['shop.example', 'https://b.example']", "https://shopxexample", None),
         (r"['https://.*\.shop\.example']", "https://x.shop.example", Some("https://x.shop.example")),
         (r"['https://.*\.shop\.example']", "https://x.shop.example.evil.example", None),
         (r"['https://.*\.shop\.example']", "http://x.shop.example", None),

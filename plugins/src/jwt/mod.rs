@@ -345,18 +345,23 @@ impl Jwt {
     async fn check(&self, cx: &mut RequestContext, req: &request::Parts) -> Result<Caller, Refusal> {
         let text = self.token(&req.headers, req.uri.query())?;
         let token = Token::parse(&text).map_err(|why| invalid(format!("Bad token; {why}")))?;
-        match (self.local(&token)?, &self.set) {
-            (Local::Known(caller), _) => Ok(caller),
-            (Local::Foreign(_), Some(set)) => self.issued(cx, set, token).await,
-            (Local::Foreign(why), None) => Err(invalid(why)),
-        }
+        let caller = match (self.local(&token)?, &self.set) {
+            (Local::Known(caller), _) => caller,
+            (Local::Foreign(_), Some(set)) => self.issued(cx, set, token).await?,
+            (Local::Foreign(why), None) => return Err(invalid(why)),
+        };
+        leave(cx, text);
+        Ok(caller)
     }
 
-    fn check_local(&self, req: &request::Parts) -> Result<Caller, Refusal> {
+    fn check_local(&self, cx: &mut RequestContext, req: &request::Parts) -> Result<Caller, Refusal> {
         let text = self.token(&req.headers, req.uri.query())?;
         let token = Token::parse(&text).map_err(|why| invalid(format!("Bad token; {why}")))?;
         match self.local(&token)? {
-            Local::Known(caller) => Ok(caller),
+            Local::Known(caller) => {
+                leave(cx, text);
+                Ok(caller)
+            }
             Local::Foreign(why) => Err(invalid(why)),
         }
     }
@@ -391,7 +396,7 @@ impl Plugin for Jwt {
         if self.gate.steps_back(cx, &req.method) {
             return Flow::Continue;
         }
-        let found = self.check_local(req).map_err(|refusal| self.reply(&refusal));
+        let found = self.check_local(cx, req).map_err(|refusal| self.reply(&refusal));
         self.gate.decide(cx, found)
     }
 
@@ -406,6 +411,11 @@ impl Plugin for Jwt {
     fn to_upstream(&self, cx: &mut RequestContext, req: &mut request::Parts) {
         Gate::tell(cx, req);
     }
+}
+
+/// The token for other plugins, by Kong's name.
+fn leave(cx: &mut RequestContext, token: String) {
+    cx.shared.insert("authenticated_jwt_token".into(), token.into());
 }
 
 /// The token of a `Bearer` field.

@@ -1,12 +1,11 @@
 //! Fields of request bodies: forms, JSON objects, forms in several parts (RFC 7578).
 
-use crate::pairs::{self, Pairs};
+use crate::{
+    multipart::{self, parts},
+    pairs::{self, Pairs},
+};
 use http::HeaderValue;
-use memchr::memmem;
 use serde_json::{Map, Value};
-
-/// Most parts that are looked at.
-const MOST_PARTS: usize = 256;
 
 /// A body's fields.
 pub(super) enum Form {
@@ -93,52 +92,13 @@ enum Kind {
 impl Kind {
     fn of(value: &HeaderValue) -> Option<Kind> {
         let text = value.to_str().ok()?;
-        let (kind, parameters) = text.split_once(';').unwrap_or((text, ""));
-        match kind.trim().to_ascii_lowercase().as_str() {
+        match text.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
             "application/x-www-form-urlencoded" => Some(Kind::Pairs),
             "application/json" => Some(Kind::Json),
-            "multipart/form-data" => parameter(parameters, "boundary").filter(|b| (1..=70).contains(&b.len())).map(Kind::Parts),
+            "multipart/form-data" => multipart::boundary(value).map(Kind::Parts),
             _ => None,
         }
     }
-}
-
-/// A parameter of a header's value (`; name="x"`).
-fn parameter(text: &str, name: &str) -> Option<String> {
-    text.split(';').filter_map(|p| p.split_once('=')).find(|(key, _)| key.trim().eq_ignore_ascii_case(name)).map(|(_, value)| {
-        let value = value.trim();
-        value.strip_prefix('"').and_then(|v| v.strip_suffix('"')).unwrap_or(value).to_owned()
-    })
-}
-
-struct Part<'a> {
-    name: Option<String>,
-    content: &'a [u8],
-    /// Where its delimiter begins.
-    start: usize,
-    /// Where the next one's begins.
-    end: usize,
-}
-
-fn parts<'a>(body: &'a [u8], boundary: &str) -> Vec<Part<'a>> {
-    let delimiter = format!("--{boundary}");
-    // A delimiter begins a line.
-    let places: Vec<usize> =
-        memmem::find_iter(body, delimiter.as_bytes()).filter(|at| *at == 0 || body[..*at].ends_with(b"\r\n")).take(MOST_PARTS + 1).collect();
-    places
-        .windows(2)
-        .filter_map(|pair| {
-            let (start, end) = (pair[0], pair[1]);
-            let inner = body.get(start + delimiter.len()..end)?.strip_prefix(b"\r\n")?.strip_suffix(b"\r\n")?;
-            let split = memmem::find(inner, b"\r\n\r\n")?;
-            let head = String::from_utf8_lossy(&inner[..split]);
-            let name = head.split("\r\n").filter_map(|line| line.split_once(':')).find_map(|(field, value)| {
-                let form = field.trim().eq_ignore_ascii_case("content-disposition") && value.trim_start().to_ascii_lowercase().starts_with("form-data");
-                form.then(|| parameter(value, "name")).flatten()
-            });
-            Some(Part { name, content: &inner[split + 4..], start, end })
-        })
-        .collect()
 }
 
 #[cfg(test)]

@@ -21,8 +21,8 @@ const MOST_BODY: usize = 64 * 1024;
 
 /// Lets only requests with the API key of a consumer (`keyauth_credentials`) pass. The key is looked for in headers, then in the query, then, if asked,
 /// in the body, by each of the names in turn; the first that is there counts. Without one, with several of the same name, or with one that nobody has, the
-/// answer is 401 with `WWW-Authenticate: Key`. The upstream gets `X-Consumer-ID`, `-Custom-ID`, `-Username` and `X-Credential-Identifier`, a name of the key that
-/// does not tell it. Fields, defaults and messages are Kong's.
+/// answer is 401 with `WWW-Authenticate: Key`. The upstream gets `X-Consumer-ID`, `-Custom-ID`, `-Username` and `X-Credential-Identifier`: the key's `id`, or a
+/// name made of it that does not tell it. Fields, defaults and messages are Kong's.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {

@@ -1,10 +1,10 @@
 use crate::testing::{Ask, Rig, ask, consumer, errors, get};
-use weir_config::Secret;
+use weir_config::{ApiKey, Secret};
 
 fn rig(config: &str) -> Rig {
     let mut alice = consumer("alice");
     alice.custom_id = Some("c-1".into());
-    alice.keys = vec![Secret::new("secret-of-alice"), Secret::new("second"), Secret::new("")];
+    alice.keys = vec![ApiKey::new("secret-of-alice"), ApiKey::new("second"), ApiKey::new("")];
     Rig::of(vec![consumer("bob"), alice, consumer("guest")], &[("key-auth", config)])
 }
 
@@ -152,7 +152,7 @@ async fn several_plugins_are_or_with_anonymous_and_and_without() {
     let key = |ask: Ask| ask.with("apikey", "second");
     let rig = |config: &str| {
         let mut alice = consumer("alice");
-        alice.keys = vec![Secret::new("second")];
+        alice.keys = vec![ApiKey::new("second")];
         let mut bob = consumer("bob");
         bob.basic = vec![("bob".into(), Secret::new("pw"))];
         Rig::of(vec![alice, bob, consumer("guest")], &[("key-auth", config), ("basic-auth", config)])

@@ -2,7 +2,7 @@
 
 pub(crate) mod queue;
 
-use crate::pairs::Pairs;
+use crate::{correlation_id::Id as CorrelationId, pairs::Pairs};
 use http::{HeaderMap, Uri};
 use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
@@ -118,17 +118,19 @@ pub(crate) fn entry(cx: &RequestContext, custom: &[CustomField]) -> Map<String, 
     entry.insert("source".into(), if cx.answered_by == "upstream" { "upstream" } else { "kong" }.into());
     entry.insert("workspace_name".into(), "default".into());
     if let Some(route) = &cx.route {
-        entry.insert(
-            "route".into(),
-            json!({
-                "name": route.name,
-                "paths": route.paths,
-                "methods": route.methods,
-                "strip_path": route.strip_path,
-                "preserve_host": route.preserve_host,
-                "https_redirect_status_code": route.https_redirect_status_code,
-            }),
-        );
+        let mut shown = json!({
+            "name": route.name,
+            "paths": route.paths,
+            "methods": route.methods,
+            "strip_path": route.strip_path,
+            "preserve_host": route.preserve_host,
+            "https_redirect_status_code": route.https_redirect_status_code,
+            "tags": route.tags,
+        });
+        if let Some(id) = &route.id {
+            shown["id"] = id.as_str().into();
+        }
+        entry.insert("route".into(), shown);
     }
     if let Some(s) = &cx.service {
         entry.insert("service".into(), service(s));
@@ -143,7 +145,14 @@ pub(crate) fn entry(cx: &RequestContext, custom: &[CustomField]) -> Map<String, 
         entry.insert("consumer".into(), shown);
     }
     if let Some(id) = cx.identity.as_ref().and_then(|i| i.credential.as_deref()) {
-        entry.insert("authenticated_entity".into(), json!({ "id": id }));
+        let mut shown = json!({ "id": id });
+        if let Some(consumer) = &cx.consumer {
+            shown["consumer_id"] = consumer.entity.id.as_str().into();
+        }
+        entry.insert("authenticated_entity".into(), shown);
+    }
+    if let Some(CorrelationId(id)) = cx.state.get::<CorrelationId>() {
+        entry.insert("correlation_id".into(), String::from_utf8_lossy(id.as_bytes()).into());
     }
     let mut own = json!({ "answered_by": cx.answered_by });
     if let Some(report) = &cx.report {
@@ -229,10 +238,14 @@ fn headers(headers: &HeaderMap) -> Value {
 fn service(s: &ServiceRuntime) -> Value {
     let protocol = if s.tls.is_some() { "https" } else { "http" };
     let port = s.host_header.to_str().ok().and_then(|h| h.rsplit_once(':')).and_then(|(_, p)| p.parse().ok()).unwrap_or(if s.tls.is_some() { 443u16 } else { 80 });
-    json!({
+    let mut shown = json!({
         "name": s.name, "host": s.host, "port": port, "protocol": protocol, "path": if s.path.is_empty() { Value::Null } else { s.path.as_str().into() },
         "retries": s.retries, "connect_timeout": millis(s.connect_timeout), "write_timeout": millis(s.write_timeout), "read_timeout": millis(s.read_timeout),
-    })
+    });
+    if let Some(id) = &s.id {
+        shown["id"] = id.as_str().into();
+    }
+    shown
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! Where an answer comes from: the service, the cache, or what stands in for a service that gives none.
 
-use super::{Work, takes_trailers, wants_upgrade};
+use super::{Room, Work, takes_trailers, wants_upgrade};
 use crate::{
+    dial,
     downstream::{AnswerBody, Downstream, RequestBody},
     exchange::{Answered, Upload, UpstreamBody},
     forward::{self, ForwardError},
@@ -73,7 +74,10 @@ impl<D: Downstream> Work<'_, D> {
                 }
                 chain.from_upstream(&mut self.cx, &mut parts);
                 let (length, empty) = (body.length, body.empty);
-                self.streamed(chain, parts, &mut body, length, empty).await;
+                let buffers = self.cx.route.as_ref().is_some_and(|route| route.response_buffering);
+                let (own, all) = self.live.settings.waiting;
+                let room = Room { own: if buffers { own } else { 0 }, all, waiting: &self.weir.waiting };
+                self.streamed(chain, parts, &mut body, length, empty, room).await;
             }
             Err(ForwardError::Refused(reply)) => self.reply(chain, *reply).await,
             Err(ForwardError::Client(error)) => self.body_refused(chain, error, Ending::Broken).await,
@@ -92,6 +96,7 @@ impl<D: Downstream> Work<'_, D> {
         let message = match error.status {
             StatusCode::GATEWAY_TIMEOUT => "The upstream server is timing out",
             StatusCode::SERVICE_UNAVAILABLE if shed => "The service is overloaded, try again later",
+            StatusCode::SERVICE_UNAVAILABLE if error.kind == dial::UNRESOLVED => "name resolution failed",
             StatusCode::SERVICE_UNAVAILABLE => "failure to get a peer from the ring-balancer",
             _ => "An invalid response was received from the upstream server",
         };
@@ -185,7 +190,9 @@ impl<D: Downstream> Work<'_, D> {
                 let mut body = stream.body;
                 let length = stream.parts.headers.get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()).and_then(|v| v.parse().ok());
                 let empty = matches!(stream.parts.status.as_u16(), 204 | 304);
-                self.streamed(chain, stream.parts, &mut *body, length, empty).await;
+                // The cache has what its client has not taken.
+                let room = Room { own: 0, all: 0, waiting: &self.weir.waiting };
+                self.streamed(chain, stream.parts, &mut *body, length, empty, room).await;
                 if let Some(report) = &mut self.cx.report {
                     // The head went out before this was known; the log can still tell.
                     match body.refused() {
