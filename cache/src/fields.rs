@@ -35,6 +35,16 @@ pub fn may_keep(name: &HeaderName) -> bool {
     !(NEVER_KEPT.contains(&name) || name == "age" || name.starts_with("x-cache-"))
 }
 
+/// The fields that may stand in a stored head.
+pub fn keepable(headers: &HeaderMap) -> HeaderMap {
+    let listed = connection_listed(headers);
+    let mut kept = HeaderMap::new();
+    for (name, value) in headers.iter().filter(|(name, _)| may_keep(name) && !listed.contains(name)) {
+        kept.append(name.clone(), value.clone());
+    }
+    kept
+}
+
 /// The names that `Connection` lists (RFC 9110 section 7.6.1): they go no further than this hop.
 pub fn connection_listed(headers: &HeaderMap) -> Vec<HeaderName> {
     headers

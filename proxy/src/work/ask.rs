@@ -8,11 +8,23 @@ use crate::{
     h1,
     origin::OriginFetch,
 };
+use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header, request};
+use http::{HeaderName, HeaderValue, StatusCode, header, request, response};
 use std::sync::Arc;
-use weir_cache::{CacheRequest, FetchError, Outcome, Plan, Report, Verdict};
+use weir_cache::{CacheRequest, FetchError, Outcome, Plan, Report, Verdict, Waiting};
 use weir_gateway::{Chain, Reply, ServiceRuntime, plugin::Ending};
+
+/// Passes the interim answers to a fill on to a client that waits for it.
+struct Hints<'a, D>(&'a mut D);
+
+#[async_trait]
+impl<D: Downstream> Waiting for Hints<'_, D> {
+    async fn interim(&mut self, parts: &response::Parts) {
+        // A client that takes no hints shows that again when it is answered.
+        let _ = self.0.interim(parts).await;
+    }
+}
 
 impl<D: Downstream> Work<'_, D> {
     /// Asks the service and passes its answer on.
@@ -162,7 +174,7 @@ impl<D: Downstream> Work<'_, D> {
     /// Carries a plan out. `Some(report)`: not for the cache, forward it; else the client was answered.
     pub async fn through_cache(&mut self, chain: &Arc<Chain>, plan: &Plan, request: &request::Parts, fetch: OriginFetch, own: bool) -> Option<Report> {
         let asked = CacheRequest { method: request.method.clone(), headers: request.headers.clone(), refresh: self.cx.refresh, fill_is_own: own };
-        let outcome = self.weir.environment.cache.serve(plan, &asked, Arc::new(fetch)).await;
+        let outcome = self.weir.environment.cache.serve(plan, &asked, Arc::new(fetch), &mut Hints(&mut *self.down)).await;
         let report = match &outcome {
             Outcome::Stored(answer) => &answer.report,
             Outcome::Filling(stream) => &stream.report,
