@@ -126,9 +126,9 @@ impl<D: Downstream> Work<'_, D> {
         let (Some(service), Some(guard)) = (service, guard) else {
             return self.error(chain, StatusCode::SERVICE_UNAVAILABLE, "The service is failing, try again later").await;
         };
+        let now = weir_cache::clock::now();
         let held = self.cx.plan.as_ref().filter(|_| guard.stale).and_then(|plan| self.weir.environment.cache.peek(&plan.epoch, &plan.key));
-        if let Some(entry) = held {
-            let now = weir_cache::clock::now();
+        if let Some(entry) = held.filter(|entry| entry.may_stand_in(now)) {
             self.cx.report = Some(Report { detail: Some(forward::CIRCUIT_OPEN), ttl: Some(entry.ttl(now)), age: Some(entry.age(now)), ..Report::new(Verdict::Stale) });
             self.cx.answered_by = "cache";
             let mut parts = http::Response::new(()).into_parts().0;
