@@ -162,6 +162,11 @@ impl Told {
             head += &format!("content-length: {}\r\n", self.body.len());
         }
         head += "\r\n";
+        if !head_only && !bodiless && !self.chunked && self.wait.is_none() && self.cut.is_none() {
+            // In one go: whoever reads it has the body with its head.
+            stream.write_all(&[head.as_bytes(), &self.body].concat()).await?;
+            return Ok(true);
+        }
         stream.write_all(head.as_bytes()).await?;
         if head_only || bodiless {
             return Ok(true);
