@@ -141,11 +141,26 @@ pub struct Fetched {
     pub body: Box<dyn BodyReader>,
 }
 
+/// Where a fetch puts the interim answers (RFC 9110 section 15.2) that come before its own.
+pub type Interim<'a> = &'a (dyn Fn(response::Parts) + Send + Sync);
+
 /// How a fill asks the origin. Detached from the client: it owns all it needs.
 #[async_trait]
 pub trait Fetch: Send + Sync + 'static {
     /// Asks. `condition`: validators of the stored entry, to be sent as they are.
-    async fn fetch(&self, condition: HeaderMap) -> Result<Fetched, FetchError>;
+    async fn fetch(&self, condition: HeaderMap, interim: Interim<'_>) -> Result<Fetched, FetchError>;
+}
+
+/// Whoever waits for an outcome; `()` is one who wants to hear nothing before it.
+#[async_trait]
+pub trait Waiting: Send {
+    /// An interim answer (RFC 9110 section 15.2) to the fetch that is waited for.
+    async fn interim(&mut self, parts: &response::Parts);
+}
+
+#[async_trait]
+impl Waiting for () {
+    async fn interim(&mut self, _: &response::Parts) {}
 }
 
 /// Put among an answer's extensions by a plugin's `from_upstream` step: it is not stored, whatever its fields and the policy say. The

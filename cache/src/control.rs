@@ -218,8 +218,8 @@ fn quoted(text: &str) -> (String, &str) {
 /// Directives whose argument is a number of seconds.
 const TIMES: [&str; 4] = ["max-age", "s-maxage", "stale-while-revalidate", "stale-if-error"];
 
-/// A structured-field dictionary (RFC 9651 section 4.2.2), as far as cache directives need one: items that are integers, decimals, strings,
-/// tokens or booleans, parameters ignored, the last of equal keys counts. `None` if it is malformed or empty: RFC 9213 then
+/// A structured-field dictionary (RFC 9651 section 4.2.2), as far as cache directives need one: parameters are ignored, inner lists and byte
+/// sequences are values that no directive has, the last of equal keys counts. `None` if it is malformed or empty: RFC 9213 then
 /// looks at the next field.
 fn dictionary(text: &str) -> Option<Vec<(String, Option<String>)>> {
     let mut all: Vec<(String, Option<String>)> = Vec::new();
@@ -238,7 +238,7 @@ fn dictionary(text: &str) -> Option<Vec<(String, Option<String>)>> {
         let mut argument = None;
         let mut denied = false;
         if let Some(after) = rest.strip_prefix('=') {
-            let (mut value, left) = item(after)?;
+            let (mut value, left) = if after.starts_with('(') { inner_list(after)? } else { item(after)? };
             if after.starts_with('"') && TIMES.contains(&name) {
                 // A time is an Integer; of another type it counts as one that can not be read (RFC 9213 section 2.1).
                 value.clear();
@@ -270,10 +270,29 @@ fn item(text: &str) -> Option<(String, &str)> {
         let closed = text.len() > rest.len() + 1 && text[..text.len() - rest.len()].ends_with('"');
         return closed.then_some((content, rest));
     }
-    let end = text.find([',', ';', ' ', '\t']).unwrap_or(text.len());
+    if let Some(bytes) = text.strip_prefix(':') {
+        let (value, rest) = bytes.split_once(':')?;
+        return value.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=".contains(&b)).then(|| (format!(":{value}:"), rest));
+    }
+    let end = text.find([',', ';', ' ', '\t', ')']).unwrap_or(text.len());
     let (value, rest) = text.split_at(end);
     let sane = !value.is_empty() && value.bytes().all(|b| b.is_ascii_graphic() && !b"\"(),;<=>@[\\]{}".contains(&b));
     sane.then(|| (value.to_owned(), rest))
+}
+
+/// Items in parentheses, as the text that they are.
+fn inner_list(text: &str) -> Option<(String, &str)> {
+    let mut rest = &text[1..];
+    loop {
+        rest = rest.trim_start_matches(' ');
+        if let Some(after) = rest.strip_prefix(')') {
+            return Some((text[..text.len() - after.len()].to_owned(), after));
+        }
+        rest = parameters(item(rest)?.1)?;
+        if !rest.starts_with([' ', ')']) {
+            return None;
+        }
+    }
 }
 
 fn parameters(mut rest: &str) -> Option<&str> {
@@ -353,7 +372,13 @@ mod tests {
         assert_eq!(control.max_age, secs(600));
         let control = response(&[("cdn-cache-control", "max-age=600"), ("weir-cache-control", "max-age=60")]);
         assert_eq!(control.max_age, secs(60));
-        for malformed in ["max-age=", "Max-Age=5", "max-age=5 max-age=6", "max-age=5,", "", "a=\"x", "a;=1"] {
+        for other in ["x=(a \"b c\";q=1 3)", "x=();y", "x=:YQ==:", "x=:YQ==:;y=?0"] {
+            let control = response(&[("cache-control", "max-age=7"), ("cdn-cache-control", &format!("max-age=5, {other}, no-store"))]);
+            assert_eq!((control.targeted, control.max_age, control.no_store), (true, secs(5), true), "{other}");
+        }
+        let control = response(&[("cdn-cache-control", "max-age=(9), private=(\"a\")")]);
+        assert_eq!((control.max_age, control.private), (secs(0), Scope::Whole), "of a type that the directive has not");
+        for malformed in ["max-age=", "Max-Age=5", "max-age=5 max-age=6", "max-age=5,", "", "a=\"x", "a;=1", "a=(b", "a=(b,c)", "a=(b\"c\")", "a=b)", "a=:b"] {
             let control = response(&[("cache-control", "max-age=7"), ("cdn-cache-control", malformed)]);
             assert_eq!((control.targeted, control.max_age), (false, secs(7)), "{malformed:?}");
         }

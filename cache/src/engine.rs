@@ -1,7 +1,7 @@
 //! The engine: memory, then store, then one fill.
 
 use crate::{
-    CacheRequest, Entry, Fetch, Outcome, Plan, Stats, StatsSnapshot, Tier,
+    CacheRequest, Entry, Fetch, Outcome, Plan, Stats, StatsSnapshot, Tier, Waiting,
     clock::Clock,
     codec::Stored,
     encoder::Encoder,
@@ -129,9 +129,10 @@ impl Engine {
 
     /// Answers a request from the cache, or fetches, or says that the request must be forwarded as it came.
     ///
-    /// Dropping the future loses nothing: a fill that it began goes on. Trouble with the store is never an outcome.
-    pub async fn serve(self: &Arc<Self>, plan: &Plan, request: &CacheRequest, fetch: Arc<dyn Fetch>) -> Outcome {
-        Call::new(self, plan, request, fetch).run().await
+    /// Dropping the future loses nothing: a fill that it began goes on. Trouble with the store is never an outcome. `client` hears the interim
+    /// answers to the fetch that it waits for.
+    pub async fn serve(self: &Arc<Self>, plan: &Plan, request: &CacheRequest, fetch: Arc<dyn Fetch>, client: &mut dyn Waiting) -> Outcome {
+        Call::new(self, plan, request, fetch, client).run().await
     }
 
     /// The clock that entries are judged by.

@@ -23,6 +23,8 @@ pub(crate) const MADE_ETAG: u16 = 1;
 pub(crate) const REPLACED_CONTROL: u16 = 2;
 /// A client's `max-stale` does not apply (`must-revalidate`, `proxy-revalidate`, `s-maxage`; RFC 9111 section 4.2.4).
 pub(crate) const NO_MAX_STALE: u16 = 4;
+/// Not served after its time, not even where nobody can be asked.
+pub(crate) const NEVER_STALE: u16 = 8;
 /// From this bit on, three: in which codings there may be variants of the body.
 const CODINGS_AT: u32 = 4;
 /// From this bit on, three: in which of them the body was encoded. Those of which there is no variant were not worth it.
@@ -33,7 +35,7 @@ const TRIED_AT: u32 = 7;
 pub struct Meta {
     /// Status code.
     pub status: u16,
-    /// `MADE_ETAG`, `REPLACED_CONTROL`, `NO_MAX_STALE`, the codings that are wanted, and those that were tried.
+    /// `MADE_ETAG`, `REPLACED_CONTROL`, `NO_MAX_STALE`, `NEVER_STALE`, the codings that are wanted, and those that were tried.
     pub flags: u16,
     /// When the response came, since 1970.
     pub response_ms: u64,
@@ -99,6 +101,9 @@ impl Draft<'_> {
         }
         if self.terms.no_max_stale {
             flags |= NO_MAX_STALE;
+        }
+        if self.terms.never_stale {
+            flags |= NEVER_STALE;
         }
         if self.policy.gate == Gate::Html && self.status == StatusCode::OK && !split.shown.contains_key(header::ETAG) {
             split.shown.insert(header::ETAG, made_etag(self.body));
@@ -417,6 +422,11 @@ impl Entry {
     #[inline]
     pub fn is_fresh_ms(&self, now_ms: u64) -> bool {
         self.age_ms(now_ms) < self.lifetime_ms()
+    }
+
+    /// Whether it may be served, however old, where nobody can be asked: not if its origin forbids that (RFC 9111 section 4.2.4).
+    pub fn may_stand_in(&self, now: u64) -> bool {
+        self.is_fresh(now) || self.meta.flags & NEVER_STALE == 0
     }
 
     /// Whether this request should refresh the entry before its time: the XFetch rule. The nearer the end and the slower the fetch, the

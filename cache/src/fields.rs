@@ -35,6 +35,16 @@ pub fn may_keep(name: &HeaderName) -> bool {
     !(NEVER_KEPT.contains(&name) || name == "age" || name.starts_with("x-cache-"))
 }
 
+/// The fields that may stand in a stored head.
+pub fn keepable(headers: &HeaderMap) -> HeaderMap {
+    let listed = connection_listed(headers);
+    let mut kept = HeaderMap::new();
+    for (name, value) in headers.iter().filter(|(name, _)| may_keep(name) && !listed.contains(name)) {
+        kept.append(name.clone(), value.clone());
+    }
+    kept
+}
+
 /// The names that `Connection` lists (RFC 9110 section 7.6.1): they go no further than this hop.
 pub fn connection_listed(headers: &HeaderMap) -> Vec<HeaderName> {
     headers
@@ -137,10 +147,20 @@ pub fn date(headers: &HeaderMap, name: &HeaderName) -> Option<u64> {
     parse_date(single(headers, name)?)
 }
 
-/// Seconds since 1970 of an HTTP date.
+/// Seconds since 1970 of an HTTP date. Names of days and months count in any case (RFC 9111 section 4.2).
 pub fn parse_date(text: &str) -> Option<u64> {
-    let time = httpdate::parse_http_date(text.trim()).ok()?;
+    let text = text.trim();
+    let time = httpdate::parse_http_date(text).or_else(|_| httpdate::parse_http_date(&capitalized(text))).ok()?;
     time.duration_since(std::time::UNIX_EPOCH).ok().map(|d| d.as_secs())
+}
+
+fn capitalized(date: &str) -> String {
+    let mut within = false;
+    let cased = date.chars().map(|c| {
+        let first = !std::mem::replace(&mut within, c.is_ascii_alphabetic());
+        if first { c.to_ascii_uppercase() } else { c.to_ascii_lowercase() }
+    });
+    cased.collect::<String>().replace(" Gmt", " GMT")
 }
 
 /// An HTTP date.
@@ -167,7 +187,12 @@ mod tests {
         for text in ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"] {
             assert_eq!(parse_date(text), Some(784111777), "{text}");
         }
-        assert_eq!(parse_date("0"), None);
+        for text in ["sun, 06 nov 1994 08:49:37 gmt", "SUN, 06 NOV 1994 08:49:37 GMT"] {
+            assert_eq!(parse_date(text), Some(784111777), "{text}");
+        }
+        for text in ["0", "Sun, 06 Nov 1994 08:49:37 UTC", "Sun, 06 Nov 1994 08:49:37 EST", "Sun, 06 Nov 1994 08:49:37"] {
+            assert_eq!(parse_date(text), None, "{text}");
+        }
         assert_eq!(format_date(784111777), "Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(format_date(u64::MAX), "Fri, 31 Dec 9999 23:59:59 GMT");
     }

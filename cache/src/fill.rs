@@ -247,11 +247,13 @@ impl Fill {
         self.flight.set(Phase::Fetching);
         engine.stats.fills.fetch_add(1, Relaxed);
         let began = Instant::now();
+        let flight = self.flight.clone();
+        let interim = move |parts| flight.interim(parts);
         let mut conditions = self.prior.as_ref().map(|prior| prior.conditions()).unwrap_or_default();
         loop {
             let request_ms = engine.clock.now_ms();
             self.mark = engine.recent.mark();
-            let fetched = match self.fetch.fetch(conditions.clone()).await {
+            let fetched = match self.fetch.fetch(conditions.clone(), &interim).await {
                 Ok(fetched) => fetched,
                 Err(error) => return self.fail(error, held).await,
             };

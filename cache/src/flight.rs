@@ -14,11 +14,12 @@
 use crate::{
     Entry, FetchError, Fetched,
     body::{Body, Reader},
+    fields,
     memory::StoredKey,
     vary::Spec,
 };
 use dashmap::{DashMap, Entry as Place};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, response::Parts};
 use parking_lot::Mutex;
 use std::{
     sync::{Arc, OnceLock},
@@ -95,7 +96,12 @@ pub(crate) struct Progress {
     pub(crate) waited: Duration,
     /// Something worth telling: `lock-timeout`, `store-away`.
     pub(crate) note: Option<&'static str>,
+    /// What the origin said before its answer (RFC 9110 section 15.2).
+    pub(crate) interim: Vec<Arc<Parts>>,
 }
+
+/// The most interim answers that a flight passes on.
+const MOST_INTERIM: usize = 16;
 
 /// A fill and those who wait for it.
 pub(crate) struct Flight {
@@ -115,6 +121,16 @@ impl Flight {
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut Progress)) {
         self.progress.send_modify(change);
+    }
+
+    /// Tells those who wait what came before the answer, without the fields that may not be shared.
+    pub(crate) fn interim(&self, mut parts: Parts) {
+        parts.headers = fields::keepable(&parts.headers);
+        self.update(|progress| {
+            if progress.interim.len() < MOST_INTERIM {
+                progress.interim.push(parts.into());
+            }
+        });
     }
 }
 
@@ -144,8 +160,8 @@ impl Flights {
         let (flight, first) = match self.by_key.entry(key.clone()) {
             Place::Occupied(place) => (place.get().clone(), false),
             Place::Vacant(place) => {
-                let (progress, _) =
-                    watch::channel(Progress { phase: Phase::Looking, stale: stale.cloned(), waited: Duration::ZERO, note: None });
+                let begin = Progress { phase: Phase::Looking, stale: stale.cloned(), waited: Duration::ZERO, note: None, interim: Vec::new() };
+                let (progress, _) = watch::channel(begin);
                 let flight = Arc::new(Flight {
                     key: key.clone(),
                     progress,

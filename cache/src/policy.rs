@@ -10,7 +10,7 @@ use crate::{
     CacheRequest, Freshness, Gate, Policy,
     control::{RequestControl, ResponseControl, Scope},
     entry::{Entry, NO_MAX_STALE},
-    fields, html, vary,
+    fields, html, respond, vary,
 };
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use std::time::Duration;
@@ -47,6 +47,8 @@ pub struct Terms {
     pub stale_if_error: Duration,
     /// A client's `max-stale` does not apply.
     pub no_max_stale: bool,
+    /// Not even an origin that can not be asked is a reason to serve it after its time.
+    pub never_stale: bool,
     /// Fields that must not be kept.
     pub strip: Vec<HeaderName>,
     /// Request fields that select among the variants.
@@ -135,6 +137,8 @@ pub fn judge(policy: &Policy, request: &CacheRequest, status: StatusCode, header
             control.stale_if_error.unwrap_or_default().min(policy.stale_if_error),
         ),
     };
+    let s_maxage_decides = control.s_maxage.is_some() && matches!(policy.freshness, Freshness::Origin { .. });
+    let names_a_window = [control.stale_while_revalidate, control.stale_if_error].into_iter().flatten().any(|time| !time.is_zero());
     let useless = Duration::from_millis(initial_age_ms) >= lifetime && swr.is_zero() && sie.is_zero();
     if useless && (policy.gate == Gate::Html || !has_validator(headers)) {
         return Err(if validate_always { "no-cache" } else { "expired" });
@@ -146,6 +150,7 @@ pub fn judge(policy: &Policy, request: &CacheRequest, status: StatusCode, header
         stale_while_revalidate: swr,
         stale_if_error: sie,
         no_max_stale: strict || control.s_maxage.is_some(),
+        never_stale: strict || (s_maxage_decides && !names_a_window),
         strip,
         vary,
     })
@@ -199,9 +204,10 @@ fn lifetime(
             let share = date.saturating_sub(modified) as f64 * f64::from(heuristic.min(1.0));
             return Ok(Duration::from_secs(share as u64).min(cap));
         }
-    }
-    if has_validator(headers) && control.no_cache == Scope::Whole {
-        return Ok(Duration::ZERO);
+        // To be validated at every use.
+        if has_validator(headers) && control.no_cache == Scope::Whole {
+            return Ok(Duration::ZERO);
+        }
     }
     Err("no-freshness")
 }
@@ -267,14 +273,12 @@ fn within(window_ms: u64, left_ms: i64) -> bool {
 }
 
 /// The head of an entry after a 304 (RFC 9111 section 3.2): the new fields replace the stored ones of the same name, except those that describe
-/// the body. `None`: the 304 is about another representation (RFC 9111 section 4.3.4).
+/// the body. `None`: the 304 is about another representation (RFC 9111 section 4.3.4), or says that responses vary by more than was known
+/// when this one was stored.
 pub fn merged(entry: &Entry, fresh: &HeaderMap) -> Option<HeaderMap> {
     let mut merged = entry.origin_headers();
-    if let (Some(new), Some(old)) = (fresh.get(header::ETAG), merged.get(header::ETAG)) {
-        let bare = |value: &http::HeaderValue| value.as_bytes().strip_prefix(b"W/").unwrap_or(value.as_bytes()).to_vec();
-        if bare(new) != bare(old) {
-            return None;
-        }
+    if !is_about(&merged, fresh) || vary::names_more(&merged, fresh) {
+        return None;
     }
     let describes_body = [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_TYPE, header::CONTENT_RANGE];
     for name in fresh.keys() {
@@ -291,4 +295,15 @@ pub fn merged(entry: &Entry, fresh: &HeaderMap) -> Option<HeaderMap> {
         merged.remove(header::DATE);
     }
     Some(merged)
+}
+
+/// Whether a 304 is about the stored response: a strong entity tag must be the very same, a weak one must match, and where there is no tag to
+/// compare, the dates decide. A 304 without validators can mean only what it was asked about.
+fn is_about(stored: &HeaderMap, fresh: &HeaderMap) -> bool {
+    let date = |headers| fields::date(headers, &header::LAST_MODIFIED);
+    match (fresh.get(header::ETAG), stored.get(header::ETAG)) {
+        (Some(new), Some(old)) if new.as_bytes().starts_with(b"W/") => respond::opaque(new.as_bytes()) == respond::opaque(old.as_bytes()),
+        (Some(new), Some(old)) => new == old,
+        _ => date(fresh).is_none_or(|new| date(stored).is_none_or(|old| new == old)),
+    }
 }

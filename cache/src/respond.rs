@@ -111,7 +111,7 @@ pub(crate) fn lists_tag<'a>(mut lists: impl Iterator<Item = &'a [u8]>, etag: Opt
 }
 
 /// An entity tag without its mark of weakness.
-fn opaque(tag: &[u8]) -> &[u8] {
+pub(crate) fn opaque(tag: &[u8]) -> &[u8] {
     tag.strip_prefix(b"W/").unwrap_or(tag)
 }
 

@@ -12,7 +12,7 @@
 //! ```
 
 use crate::{
-    Answer, CacheRequest, Engine, Entry, Fetch, FetchError, Outcome, Plan, Report, Stream, Tier, Verdict,
+    Answer, CacheRequest, Engine, Entry, Fetch, FetchError, Outcome, Plan, Report, Stream, Tier, Verdict, Waiting,
     body::Empty,
     codec::Stored,
     control::RequestControl,
@@ -46,6 +46,7 @@ pub(crate) struct Call<'a> {
     pub(crate) plan: &'a Plan,
     pub(crate) request: &'a CacheRequest,
     pub(crate) fetch: Arc<dyn Fetch>,
+    client: &'a mut dyn Waiting,
     wants: RequestControl,
     /// The origin must be asked, whatever is stored; an entry counts only if it came after this time.
     forced_since: Option<u64>,
@@ -57,9 +58,9 @@ pub(crate) struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    pub(crate) fn new(engine: &'a Arc<Engine>, plan: &'a Plan, request: &'a CacheRequest, fetch: Arc<dyn Fetch>) -> Self {
+    pub(crate) fn new(engine: &'a Arc<Engine>, plan: &'a Plan, request: &'a CacheRequest, fetch: Arc<dyn Fetch>, client: &'a mut dyn Waiting) -> Self {
         let wants = if plan.policy.honour_request { RequestControl::of(&request.headers) } else { RequestControl::default() };
-        Call { engine, plan, request, fetch, wants, forced_since: None, waited: Duration::ZERO, had: None, variant: String::new() }
+        Call { engine, plan, request, fetch, client, wants, forced_since: None, waited: Duration::ZERO, had: None, variant: String::new() }
     }
 
     pub(crate) async fn run(mut self) -> Outcome {
@@ -213,8 +214,11 @@ impl<'a> Call<'a> {
         let began = Instant::now();
         let mut asked = None;
         let mut late = false;
+        // What may be for one client alone is for the one whose request brought it.
+        let hears = first || !self.request.fill_is_own;
+        let mut heard = 0;
         loop {
-            let Progress { phase, stale, waited, note } = steps.borrow_and_update().clone();
+            let Progress { phase, stale, waited, note, interim } = steps.borrow_and_update().clone();
             let over = !matches!(phase, Phase::Looking | Phase::Fetching);
             if over || late {
                 self.waited += if first { waited } else { began.elapsed() };
@@ -228,6 +232,13 @@ impl<'a> Call<'a> {
                 && let Some(outcome) = self.meanwhile(entry)
             {
                 return Some(outcome);
+            }
+            // Whoever is passed on will hear the origin himself.
+            if hears && !(matches!(phase, Phase::Pass { .. }) && !self.request.fill_is_own) {
+                for parts in interim.iter().skip(heard) {
+                    self.client.interim(parts).await;
+                }
+                heard = interim.len();
             }
             match phase {
                 Phase::Looking | Phase::Fetching if late => {

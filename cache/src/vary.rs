@@ -114,6 +114,14 @@ pub fn secondary(response: &HeaderMap, request: &CacheRequest, gate: Gate) -> Re
     Ok(named)
 }
 
+/// Whether `fresh` names fields in `Vary` that `stored` does not. `Accept-Encoding` does not count: a body that is not encoded suits everyone.
+pub(crate) fn names_more(stored: &HeaderMap, fresh: &HeaderMap) -> bool {
+    let text = |headers| fields::joined(headers, &header::VARY).unwrap_or_default();
+    let (stored, fresh) = (text(stored), text(fresh));
+    let known = |name: &str| stored.split(',').any(|there| there.trim().eq_ignore_ascii_case(name));
+    fresh.split(',').map(str::trim).any(|name| !name.is_empty() && !name.eq_ignore_ascii_case("accept-encoding") && !known(name))
+}
+
 /// Whether the body has a coding other than identity.
 pub fn is_encoded(response: &HeaderMap) -> bool {
     response

@@ -498,7 +498,7 @@ async fn bodies_are_packed_on_the_wire_and_whole_in_memory() {
     // Unless that is switched off.
     let far = wire(Store::memory());
     let engine = Engine::new(far.clone(), EngineOptions { store_zstd: false, clock: a.clock.clone(), ..EngineOptions::default() });
-    read(engine.serve(&plan, &get(&[]), origin.clone()).await).await;
+    read(engine.serve(&plan, &get(&[]), origin.clone(), &mut ()).await).await;
     settle().await;
     assert_eq!(far.blobs.get(&name).await.expect("get").map(|blob| blob.value.len()), Some(one.raw().len()));
 }

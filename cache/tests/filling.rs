@@ -16,7 +16,7 @@ async fn a_thousand_clients_for_one_cold_page_cost_one_fetch_and_all_get_it_whol
     let mut clients = Vec::new();
     for _ in 0..1000 {
         let (engine, plan, origin) = (machine.engine.clone(), plan.clone(), origin.clone());
-        clients.push(tokio::spawn(async move { read(engine.serve(&plan, &get(&[]), origin).await).await }));
+        clients.push(tokio::spawn(async move { read(engine.serve(&plan, &get(&[]), origin, &mut ()).await).await }));
     }
     let mut first = 0;
     for client in clients {
@@ -79,8 +79,9 @@ async fn waiters_stream_along_and_do_not_wait_for_the_last_byte() {
     let (machine, plan) = (Machine::new(), plan(html()));
     let origin = Origin::always(Reply::page("").pieces(&["<html>one ", "two</html>"], 10 * SEC));
     let request = get(&[]);
-    let leader = machine.engine.serve(&plan, &request, origin.clone());
-    let other = machine.engine.serve(&plan, &request, origin.clone());
+    let (mut one, mut two) = ((), ());
+    let leader = machine.engine.serve(&plan, &request, origin.clone(), &mut one);
+    let other = machine.engine.serve(&plan, &request, origin.clone(), &mut two);
     let (Outcome::Filling(mut a), Outcome::Filling(mut b)) = tokio::join!(leader, other) else { panic!("both stream") };
     let begun = tokio::time::Instant::now();
     assert_eq!(a.body.chunk().await.expect("piece").as_deref(), Some(&b"<html>one "[..]));
@@ -97,7 +98,7 @@ async fn an_uncacheable_page_makes_nobody_queue() {
         let (engine, plan, origin) = (machine.engine.clone(), plan.clone(), origin.clone());
         clients.push(tokio::spawn(async move {
             let begun = tokio::time::Instant::now();
-            let got = read(engine.serve(&plan, &get(&[]), origin).await).await;
+            let got = read(engine.serve(&plan, &get(&[]), origin, &mut ()).await).await;
             (got, begun.elapsed())
         }));
     }
@@ -138,7 +139,7 @@ async fn a_fill_outlives_the_client_that_began_it() {
         let origin = Origin::always(Reply::page("").pieces(&["<html>", "whole</html>"], SEC).slow(SEC));
         let client = tokio::spawn({
             let (engine, plan, origin) = (machine.engine.clone(), plan.clone(), origin.clone());
-            async move { read(engine.serve(&plan, &get(&[]), origin).await).await }
+            async move { read(engine.serve(&plan, &get(&[]), origin, &mut ()).await).await }
         });
         tokio::time::sleep(after).await;
         client.abort();
@@ -169,6 +170,16 @@ async fn rfc9111_3_3_a_body_cut_short_is_not_stored() {
         assert_eq!(stored, got.text() == "<html>fine</html>");
     }
     assert_eq!(machine.engine.stats().refused["incomplete"], 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_plugin_forbids_is_not_stored() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::always(Reply { forbidden: Some("not-this-one"), ..Reply::page("x") });
+    let first = machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((first.text(), first.report.detail, first.report.stored), ("<html>x</html>", Some("not-this-one"), false));
+    let next = machine.ask(&plan, &get(&[]), &origin).await;
+    assert_eq!((next.report.detail, next.report.because), (Some("hit-for-miss"), Some("not-this-one")));
 }
 
 #[tokio::test(start_paused = true)]
@@ -311,11 +322,15 @@ async fn refresh_fetches_once_while_others_get_the_old_fresh_copy() {
 #[tokio::test(start_paused = true)]
 async fn a_refresh_that_fails_says_so_and_leaves_the_page() {
     let (machine, plan) = (Machine::new(), plan(html()));
-    let origin = Origin::new(|n, _| if n == 0 { Reply::page("kept") } else { Reply::refused() });
+    let origin = Origin::new(|n, _| if n == 0 { Reply::page("kept").with("cache-control", "stale-if-error=600") } else { Reply::refused() });
     machine.ask(&plan, &get(&[]), &origin).await;
-    let got = machine.ask(&plan, &CacheRequest { refresh: true, ..get(&[]) }, &origin).await;
-    assert_eq!((got.kind, got.verdict()), ("failed", Verdict::Refresh));
-    assert_eq!(machine.ask(&plan, &get(&[]), &origin).await.text(), "<html>kept</html>");
+    for verdict in [Verdict::Hit, Verdict::Stale] {
+        let got = machine.ask(&plan, &CacheRequest { refresh: true, ..get(&[]) }, &origin).await;
+        assert_eq!((got.kind, got.verdict()), ("failed", Verdict::Refresh));
+        let other = machine.ask(&plan, &get(&[]), &origin).await;
+        assert_eq!((other.verdict(), other.text()), (verdict, "<html>kept</html>"));
+        machine.advance(100);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -350,7 +365,7 @@ async fn a_purge_in_mid_fill_keeps_the_old_response_out() {
     let origin = Origin::new(|n, _| Reply::page(&n.to_string()).slow(SEC));
     let client = tokio::spawn({
         let (engine, plan, origin) = (machine.engine.clone(), plan.clone(), origin.clone());
-        async move { read(engine.serve(&plan, &get(&[]), origin).await).await }
+        async move { read(engine.serve(&plan, &get(&[]), origin, &mut ()).await).await }
     });
     tokio::time::sleep(SEC / 2).await;
     machine.engine.purge_key("v1", &plan.key).await;
@@ -371,4 +386,39 @@ async fn a_deployment_has_its_own_entries() {
     machine.ask(&old, &get(&[]), &origin).await;
     assert_eq!(machine.ask(&new, &get(&[]), &origin).await.text(), "<html>1</html>");
     assert_eq!(machine.ask(&old, &get(&[]), &origin).await.text(), "<html>0</html>");
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9110_15_2_interim_answers_reach_those_who_wait_and_nobody_later() {
+    for fill_is_own in [true, false] {
+        let (machine, plan) = (Machine::new(), plan(html()));
+        let fields = [("link", "</a.css>; rel=preload"), ("link", "</b.css>; rel=preload"), ("set-cookie", "a=b"), ("connection", "x-hop"), ("x-hop", "1")];
+        let origin = Origin::always(Reply::page("x").slow(SEC).after(103, &fields).after(102, &[]));
+        let request = CacheRequest { fill_is_own, ..get(&[]) };
+        let (mut first, mut second, mut late) = (Listener::default(), Listener::default(), Listener::default());
+        let (one, two) = tokio::join!(
+            machine.engine.serve(&plan, &request, origin.clone(), &mut first),
+            machine.engine.serve(&plan, &request, origin.clone(), &mut second)
+        );
+        assert_eq!((read(one).await.text(), read(two).await.text(), origin.hits()), ("<html>x</html>", "<html>x</html>", 1));
+        let told = vec![(103, headers(&fields[..2])), (102, http::HeaderMap::new())];
+        assert_eq!(first.0, told, "without what may not be shared");
+        // What one client's own request brought may be for that client alone.
+        assert_eq!(second.0, if fill_is_own { vec![] } else { told });
+        let hit = read(machine.engine.serve(&plan, &request, origin.clone(), &mut late).await).await;
+        assert_eq!((hit.verdict(), hit.field("link"), late.0.len()), (Verdict::Hit, None, 0));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9110_15_2_an_answer_that_is_not_kept_comes_with_its_interim_answers_too() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    let origin = Origin::always(Reply::page("x").with("set-cookie", "a=b").after(103, &[("link", "</a.css>; rel=preload")]));
+    let mut client = Listener::default();
+    let got = read(machine.engine.serve(&plan, &get(&[]), origin.clone(), &mut client).await).await;
+    assert_eq!((got.kind, got.text(), client.0.len()), ("filling", "<html>x</html>", 1));
+    // Whoever is passed on hears the origin's own.
+    let (other, mut client) = (Plan { key: "html_cache:shop.example.com/b".into(), ..plan }, Listener::default());
+    let got = read(machine.engine.serve(&other, &CacheRequest { fill_is_own: false, ..get(&[]) }, origin.clone(), &mut client).await).await;
+    assert_eq!((got.kind, client.0.len()), ("pass", 0));
 }

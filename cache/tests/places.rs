@@ -32,9 +32,9 @@ impl Gauge {
 
 #[async_trait]
 impl Fetch for Gauge {
-    async fn fetch(&self, condition: HeaderMap) -> Result<Fetched, FetchError> {
+    async fn fetch(&self, condition: HeaderMap, interim: Interim<'_>) -> Result<Fetched, FetchError> {
         self.most.fetch_max(self.now.fetch_add(1, SeqCst) + 1, SeqCst);
-        let answer = self.origin.fetch(condition).await;
+        let answer = self.origin.fetch(condition, interim).await;
         self.now.fetch_sub(1, SeqCst);
         answer
     }
@@ -45,7 +45,7 @@ fn page(number: usize, policy: &Policy) -> Plan {
 }
 
 async fn ask(machine: &Machine, plan: &Plan, gauge: &Arc<Gauge>) -> Got {
-    read(machine.engine.serve(plan, &get(&[]), gauge.clone()).await).await
+    read(machine.engine.serve(plan, &get(&[]), gauge.clone(), &mut ()).await).await
 }
 
 /// Asks for these pages at once, each twice.
@@ -111,7 +111,7 @@ async fn what_is_stale_is_served_where_there_is_no_place() {
     let slow = Gauge::new(Origin::always(Reply::page("x").slow(60 * SEC)));
     let busy = tokio::spawn({
         let (engine, plan, slow) = (machine.engine.clone(), page(0, &policy), slow.clone());
-        async move { read(engine.serve(&plan, &get(&[]), slow).await).await }
+        async move { read(engine.serve(&plan, &get(&[]), slow, &mut ()).await).await }
     });
     settle().await;
     for (plan, expected) in [

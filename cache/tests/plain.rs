@@ -210,3 +210,144 @@ async fn rfc9111_5_2_1_4_who_asks_for_validation_gets_no_old_answer_even_when_th
         assert_eq!(machine.ask(&plan, &get(&[]), &origin).await.text(), "old", "others keep it");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn rfc9111_4_3_4_only_a_304_about_the_stored_response_renews_it() {
+    const EIGHT: &str = "Sun, 06 Nov 1994 08:00:00 GMT";
+    const NINE: &str = "Sun, 06 Nov 1994 09:00:00 GMT";
+    // Fields of the stored response; of the 304; whether that renews it.
+    type Row = (&'static [(&'static str, &'static str)], &'static [(&'static str, &'static str)], bool);
+    let rows: [Row; 15] = [
+        (&[("etag", "\"a\"")], &[("etag", "\"a\"")], true),
+        (&[("etag", "\"a\"")], &[("etag", "W/\"a\"")], true),
+        (&[("etag", "W/\"a\"")], &[("etag", "W/\"a\"")], true),
+        // A strong tag must be the very same.
+        (&[("etag", "W/\"a\"")], &[("etag", "\"a\"")], false),
+        (&[("etag", "\"a\"")], &[("etag", "\"b\"")], false),
+        (&[("etag", "W/\"a\"")], &[("etag", "W/\"b\"")], false),
+        (&[("etag", "\"a\"")], &[], true),
+        (&[("last-modified", EIGHT)], &[("last-modified", EIGHT)], true),
+        (&[("last-modified", EIGHT)], &[("last-modified", NINE)], false),
+        (&[("last-modified", EIGHT)], &[], true),
+        (&[("etag", "\"a\""), ("last-modified", EIGHT)], &[("last-modified", NINE)], false),
+        // The tag goes before the date.
+        (&[("etag", "\"a\""), ("last-modified", EIGHT)], &[("etag", "\"a\""), ("last-modified", NINE)], true),
+        // What it varies by was not known when it was stored (section 4.1).
+        (&[("etag", "\"a\"")], &[("etag", "\"a\""), ("vary", "accept-encoding, accept-language")], false),
+        (&[("etag", "\"a\"")], &[("etag", "\"a\""), ("vary", "*")], false),
+        (&[("etag", "\"a\""), ("vary", "Accept-Language")], &[("etag", "\"a\""), ("vary", "accept-language, accept-encoding")], true),
+    ];
+    for (stored, told, renews) in rows {
+        let (machine, plan) = (Machine::new(), plan(plain()));
+        let origin = Origin::new(move |n, conditions| match n {
+            1 => Reply::new(304, told, ""),
+            _ => {
+                assert!(conditions.is_empty(), "asked once more, for the whole");
+                Reply::new(200, if n == 0 { stored } else { told }, if n == 0 { "old" } else { "new" }).with("cache-control", "max-age=60")
+            }
+        });
+        machine.ask(&plan, &get(&[]), &origin).await;
+        machine.advance(61);
+        let got = machine.ask(&plan, &get(&[]), &origin).await;
+        assert_eq!((got.text(), origin.hits()), if renews { ("old", 2) } else { ("new", 3) }, "{stored:?}, then {told:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9111_4_3_2_a_clients_condition_is_judged_by_what_was_renewed() {
+    for (held, status, body) in [("\"a\"", 304, ""), ("\"b\"", 200, "body")] {
+        let (machine, plan) = (Machine::new(), plan(plain()));
+        let fields = [("cache-control", "max-age=60"), ("etag", "\"a\"")];
+        let origin = Origin::new(move |n, _| if n == 0 { Reply::new(200, &fields, "body") } else { Reply::new(304, &fields, "") });
+        machine.ask(&plan, &get(&[]), &origin).await;
+        machine.advance(61);
+        let got = machine.ask(&plan, &get(&[("if-none-match", held)]), &origin).await;
+        assert_eq!((got.status, got.text(), got.report.fwd_status), (status, body, Some(304)));
+        assert_eq!(origin.asked.lock()[1]["if-none-match"], "\"a\"", "the client's own condition is not the fetch's");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9111_4_3_3_another_answer_than_304_takes_the_stored_ones_place_or_is_passed_on() {
+    for (status, body, kept) in [(200, "new", true), (404, "gone", true), (403, "no", false), (500, "broken", false)] {
+        let (machine, plan) = (Machine::new(), plan(plain()));
+        let fields = [("cache-control", "max-age=60"), ("etag", "\"a\"")];
+        let origin = Origin::new(move |n, _| if n == 0 { Reply::new(200, &fields, "old") } else { Reply::new(status, &fields[..1], body) });
+        machine.ask(&plan, &get(&[]), &origin).await;
+        machine.advance(61);
+        let got = machine.ask(&plan, &get(&[]), &origin).await;
+        assert_eq!((got.kind, got.status, got.text()), ("filling", status, body));
+        let next = machine.ask(&plan, &get(&[]), &origin).await;
+        assert_eq!(next.verdict() == Verdict::Hit, kept, "{status}: {next:?}");
+        assert_ne!(next.text(), "old");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9111_4_2_4_a_failing_origin_is_no_leave_to_serve_what_must_be_validated() {
+    let down = || [Reply::refused(), Reply::new(503, &[], "down")];
+    for (control, may) in [
+        ("max-age=60, stale-if-error=600", true),
+        ("s-maxage=60, stale-if-error=600", true),
+        ("max-age=60", false),
+        ("s-maxage=60", false),
+        ("max-age=60, stale-if-error=600, must-revalidate", false),
+        ("max-age=60, stale-if-error=600, proxy-revalidate", false),
+        ("max-age=60, stale-if-error=600, no-cache", false),
+    ] {
+        for failure in down() {
+            let (machine, plan) = (Machine::new(), plan(plain()));
+            let origin = Origin::new(move |n, _| if n == 0 { Reply::new(200, &[("cache-control", control), ("etag", "\"a\"")], "old") } else { failure.clone() });
+            machine.ask(&plan, &get(&[]), &origin).await;
+            machine.advance(61);
+            for request in [get(&[]), get(&[("cache-control", "max-stale")])] {
+                let got = machine.ask(&plan, &request, &origin).await;
+                let asked_for = control == "max-age=60" && request.headers.contains_key("cache-control");
+                assert_eq!(got.text() == "old", may || asked_for, "{control}: {got:?}");
+                assert!(got.text() == "old" || got.status >= 500, "{control}: {got:?}");
+            }
+            // Nor is it what a client wants that names the greatest age.
+            for directive in ["max-age=30", "min-fresh=1"] {
+                let got = machine.ask(&plan, &get(&[("cache-control", directive)]), &origin).await;
+                assert!(got.text() != "old" && got.status >= 500, "{control}, {directive}: {got:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9111_4_2_4_what_may_stand_in_where_nobody_can_be_asked() {
+    let ruled = || Policy { freshness: Freshness::For { ttl: 60 * SEC, override_control: false }, stale_if_error: Duration::ZERO, stale_while_revalidate: Duration::ZERO, ..plain() };
+    for (policy, control, may) in [
+        (plain(), "max-age=60", true),
+        (plain(), "max-age=60, must-revalidate", false),
+        (plain(), "max-age=60, proxy-revalidate", false),
+        (plain(), "max-age=60, no-cache", false),
+        (plain(), "s-maxage=60", false),
+        (plain(), "s-maxage=60, stale-while-revalidate=0", false),
+        (plain(), "s-maxage=60, stale-while-revalidate=5", true),
+        (plain(), "s-maxage=60, stale-if-error=5", true),
+        // The rule's time, not that of s-maxage.
+        (ruled(), "s-maxage=60", true),
+        (ruled(), "s-maxage=60, must-revalidate", false),
+    ] {
+        let (machine, plan) = (Machine::new(), plan(policy));
+        let origin = Origin::always(Reply::new(200, &[("cache-control", control), ("etag", "\"a\"")], "x"));
+        machine.ask(&plan, &get(&[]), &origin).await;
+        let entry = machine.engine.peek("v1", &plan.key).expect("an entry");
+        assert_eq!(entry.may_stand_in(T0 + 1), may || !control.contains("no-cache"), "{control}");
+        assert_eq!(entry.may_stand_in(T0 + 1000), may, "{control}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn rfc9111_3_1_what_follows_a_body_does_not_get_into_the_stored_head() {
+    let (machine, plan) = (Machine::new(), plan(plain()));
+    let origin = Origin::always(Reply::new(200, &[("cache-control", "max-age=60")], "x"));
+    for verdict in [Verdict::Miss, Verdict::Hit] {
+        let got = machine.ask(&plan, &get(&[]), &origin).await;
+        assert_eq!((got.verdict(), got.field("x-trailer"), got.field("set-cookie"), got.field("cache-control")), (verdict, None, None, Some("max-age=60")));
+    }
+    machine.advance(61);
+    assert_eq!(machine.ask(&plan, &get(&[]), &origin).await.verdict(), Verdict::Miss);
+}

@@ -106,9 +106,9 @@ struct Held {
 
 #[async_trait]
 impl Fetch for Held {
-    async fn fetch(&self, condition: HeaderMap) -> Result<Fetched, FetchError> {
+    async fn fetch(&self, condition: HeaderMap, interim: Interim<'_>) -> Result<Fetched, FetchError> {
         let _free = self.free.acquire().await.expect("never closed");
-        self.origin.fetch(condition).await
+        self.origin.fetch(condition, interim).await
     }
 }
 
@@ -130,13 +130,13 @@ async fn soft_is_stale_everywhere_and_refreshed_once() {
     let late = machines_more(&server).await;
     late.advance(1);
     for machine in [&machines[1], &machines[0], &late] {
-        let asked = async { read(machine.engine.serve(&page, &get(&[]), held.clone()).await).await };
+        let asked = async { read(machine.engine.serve(&page, &get(&[]), held.clone(), &mut ()).await).await };
         let got = tokio::time::timeout(Duration::from_secs(20), asked).await.expect("an answer without the origin");
         assert_eq!((got.verdict(), got.report.detail), (Verdict::Stale, Some("stale-while-revalidate")));
     }
     held.free.add_permits(100);
     for machine in &machines {
-        eventually("the new page is there", || async { read(machine.engine.serve(&page, &get(&[]), held.clone()).await).await.verdict() == Verdict::Hit }).await;
+        eventually("the new page is there", || async { read(machine.engine.serve(&page, &get(&[]), held.clone(), &mut ()).await).await.verdict() == Verdict::Hit }).await;
     }
     assert_eq!(origin.hits(), before + 1);
 }

@@ -146,3 +146,17 @@ async fn answering() {
         assert!(got.headers.get_all("age").iter().count() == 1, "{place}: one Age");
     }
 }
+
+#[test]
+fn rfc9111_4_2_3_the_time_that_the_answer_took_counts() {
+    let age = |fields: &[(&str, &str)]| {
+        let head = headers(&[fields, &[("cache-control", "max-age=60")]].concat());
+        let times = Times { request_ms: (T0 - 7) * 1000, response_ms: T0 * 1000 };
+        judge(&plain(), &get(&[]), StatusCode::OK, &head, times).map(|terms| terms.initial_age_ms / 1000)
+    };
+    assert_eq!(age(&[]), Ok(7), "it may have been made when it was asked for");
+    assert_eq!(age(&[("age", "20")]), Ok(27));
+    assert_eq!(age(&[("date", "Sun, 06 Nov 1994 08:49:33 GMT")]), Ok(7), "made after 3 s by the origin's clock");
+    assert_eq!(age(&[("date", "Sun, 06 Nov 1994 08:49:17 GMT")]), Ok(20));
+    assert_eq!(age(&[("age", "53")]), Err("expired"));
+}

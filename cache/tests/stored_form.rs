@@ -27,6 +27,7 @@ fn entry(headers: &HeaderMap, body: &[Bytes]) -> Entry {
         stale_while_revalidate: Duration::from_secs(30),
         stale_if_error: Duration::from_secs(90),
         no_max_stale: true,
+        never_stale: true,
         strip: vec![],
         vary: vec![],
     };

@@ -165,7 +165,8 @@ pub struct CircuitBreaker {
     pub probes: u32,
     /// Which requests have a circuit in common.
     pub per: BreakerScope,
-    /// Whether what the cache holds is served while the circuit is open, however old.
+    /// Whether what the cache holds is served while the circuit is open, however old, unless its origin forbids that (`must-revalidate`, or `s-maxage`
+    /// without a time for stale answers).
     pub stale: bool,
     /// What is answered while the circuit is open. Default: 503 with a message.
     pub fallback: Option<Fallback>,

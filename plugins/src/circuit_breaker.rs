@@ -57,7 +57,8 @@ impl Plugin for Breaker {
             cx.guard = Some(self.guard.clone());
             return Flow::Continue;
         };
-        let cached = |plan: &weir_cache::Plan| self.environment.cache.peek(&plan.epoch, &plan.key).is_some();
+        let now = weir_cache::clock::now();
+        let cached = |plan: &weir_cache::Plan| self.environment.cache.peek(&plan.epoch, &plan.key).is_some_and(|entry| entry.may_stand_in(now));
         let spare = self.guard.service.as_ref();
         if let Some(plan) = &cx.plan
             && (spare.is_none() || (self.guard.stale && cached(plan)))

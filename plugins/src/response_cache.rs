@@ -485,7 +485,7 @@ mod tests {
 
     #[async_trait::async_trait]
     impl weir_cache::Fetch for Origin {
-        async fn fetch(&self, _: HeaderMap) -> Result<weir_cache::Fetched, weir_cache::FetchError> {
+        async fn fetch(&self, _: HeaderMap, _: weir_cache::Interim<'_>) -> Result<weir_cache::Fetched, weir_cache::FetchError> {
             let number = self.0.fetch_add(1, std::sync::atomic::Ordering::SeqCst) + 1;
             let parts = http::Response::new(()).into_parts().0;
             Ok(weir_cache::Fetched { parts, body: Box::new(Whole(Some(number.to_string().into()))) })
@@ -494,7 +494,7 @@ mod tests {
 
     async fn served(rig: &Rig, plan: &Plan, origin: &Arc<Origin>) -> String {
         let asked = weir_cache::CacheRequest { method: Method::GET, headers: HeaderMap::new(), refresh: false, fill_is_own: true };
-        match rig.environment.cache.serve(plan, &asked, origin.clone()).await {
+        match rig.environment.cache.serve(plan, &asked, origin.clone(), &mut ()).await {
             weir_cache::Outcome::Stored(answer) => String::from_utf8_lossy(&answer.body).into_owned(),
             weir_cache::Outcome::Filling(mut stream) => {
                 let mut body = String::new();

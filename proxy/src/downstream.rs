@@ -59,7 +59,7 @@ pub trait Downstream: Send {
     /// Writes the head. It may wait in a buffer until the first piece of the body.
     fn head(&mut self, parts: &response::Parts, body: AnswerBody) -> impl Future<Output = Result<(), ClientError>> + Send;
 
-    /// Writes an interim answer (103).
+    /// Writes an interim answer (1xx, but neither 100 nor 101).
     fn interim(&mut self, parts: &response::Parts) -> impl Future<Output = Result<(), ClientError>> + Send;
 
     /// Writes a piece of the body.

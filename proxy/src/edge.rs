@@ -182,11 +182,12 @@ async fn watched<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, reques
     let https = work.cx.client.scheme == Scheme::Https;
     let plan = edge.pages.plan(https, &work.cx.client.host, &request.uri);
     let cache = &work.weir.environment.cache;
-    let Some(entry) = plan.as_ref().and_then(|p| cache.peek(&p.plan.epoch, &p.plan.key)) else {
+    let now = weir_cache::clock::now();
+    let held = plan.as_ref().and_then(|p| cache.peek(&p.plan.epoch, &p.plan.key));
+    let Some(entry) = held.filter(|entry| entry.may_stand_in(now)) else {
         work.bypass("monitor");
         return healthy(work, &none).await;
     };
-    let now = weir_cache::clock::now();
     let verdict = if entry.is_fresh(now) { Verdict::Hit } else { Verdict::Stale };
     work.cx.report = Some(Report { detail: Some("monitor"), ttl: Some(entry.ttl(now)), age: Some(entry.age(now)), ..Report::new(verdict) });
     let mut parts = http::Response::new(()).into_parts().0;
@@ -198,7 +199,9 @@ async fn watched<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, reques
 
 /// A document that a rule wants cached.
 async fn page<D: Downstream>(work: &mut Work<'_, D>, edge: &EdgeRules, request: request::Parts, plan: PagePlan<'_>) {
-    if spare(edge).is_some() && work.weir.environment.cache.peek(&plan.plan.epoch, &plan.plan.key).is_none() {
+    let now = weir_cache::clock::now();
+    let held = |plan: &weir_cache::Plan| work.weir.environment.cache.peek(&plan.epoch, &plan.key).is_some_and(|entry| entry.may_stand_in(now));
+    if spare(edge).is_some() && !held(&plan.plan) {
         work.bypass("circuit-open");
         return pass(work, edge, request).await;
     }

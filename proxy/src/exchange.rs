@@ -9,7 +9,7 @@ use crate::{
 };
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, request, response};
+use http::{HeaderMap, Method, StatusCode, header, request, response};
 use std::{io, sync::Arc, time::Duration};
 use weir_cache::{BodyReader, FetchError};
 use tokio::time::Instant;
@@ -318,6 +318,18 @@ pub async fn attempt<D: Downstream>(
     }
 }
 
+/// Passes an interim answer on (RFC 9110 section 15.2), but for 100 and 101: those are matters of one connection.
+pub(crate) async fn interim<D: Downstream>(upload: &mut Upload<'_, D>, mut parts: response::Parts) -> Result<(), TryError> {
+    if !matches!(parts.status, StatusCode::CONTINUE | StatusCode::SWITCHING_PROTOCOLS)
+        && let Some(client) = upload.client.as_deref_mut()
+    {
+        h1::strip_hop_by_hop(&mut parts.headers);
+        parts.headers.remove(header::CONTENT_LENGTH);
+        client.interim(&parts).await.map_err(TryError::Client)?;
+    }
+    Ok(())
+}
+
 /// Sends the request on `wire`, if it was not `sent` before, and waits for the head of its answer. While the body goes up, an early answer
 /// is seen; while waiting, a client that vanished is noticed.
 #[allow(clippy::too_many_arguments)]
@@ -367,11 +379,7 @@ async fn attempt_http1<D: Downstream>(
     loop {
         match parse(&mut wire, &request.method) {
             Ok(Some(head)) if head.parts.status.is_informational() && head.parts.status != StatusCode::SWITCHING_PROTOCOLS => {
-                if head.parts.status == StatusCode::EARLY_HINTS
-                    && let Some(client) = upload.client.as_deref_mut()
-                {
-                    client.interim(&head.parts).await.map_err(TryError::Client)?;
-                }
+                interim(upload, head.parts).await?;
                 continue;
             }
             Ok(Some(head)) => return Ok(answer(wire, head, sent_all, key, limits, counted)),

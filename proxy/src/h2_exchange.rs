@@ -4,12 +4,12 @@
 use crate::{
     dial::Multiplexed,
     downstream::{ClientError, Downstream, RequestBody, RequestStream},
-    exchange::{Answered, Piece, TryError, TryLimits, Upload, UpstreamBody, Wait, broken},
+    exchange::{self, Answered, Piece, TryError, TryLimits, Upload, UpstreamBody, Wait, broken},
 };
 use bytes::Bytes;
-use h2::{RecvStream, SendStream};
-use http::{HeaderMap, Request, Uri, Version, header, request, uri};
-use std::{future::poll_fn, io, time::Duration};
+use h2::{RecvStream, SendStream, client::ResponseFuture};
+use http::{HeaderMap, Request, Response, Uri, Version, header, request, uri};
+use std::{future::{Future, poll_fn}, io, pin::Pin, task::Poll, time::Duration};
 use tokio::{task::AbortHandle, time::Instant};
 use weir_cache::FetchError;
 use weir_gateway::upstream::InFlight;
@@ -78,8 +78,7 @@ pub(crate) async fn attempt<D: Downstream>(
         return Err(upstream(broken("closed", "the connection to the upstream takes no requests".into()), true));
     }
     let bodiless = upload.length == RequestBody::Empty || (upload.whole && upload.seen.is_empty());
-    let (response, send) = place.send.send_request(message, bodiless).map_err(unsent)?;
-    tokio::pin!(response);
+    let (mut response, send) = place.send.send_request(message, bodiless).map_err(unsent)?;
     let mut uploading = None;
     let (failed, mut failure) = tokio::sync::oneshot::channel();
     if !bodiless {
@@ -117,7 +116,10 @@ pub(crate) async fn attempt<D: Downstream>(
     loop {
         tokio::select! {
             biased;
-            answered = &mut response => return finish(answered.map_err(|e| refused(e, reused))?, place, uploading, counted, limits),
+            said = said(&mut response) => match said {
+                Said::Interim(interim) => exchange::interim(upload, interim.into_parts().0).await?,
+                Said::Answer(answered) => return finish(answered.map_err(|e| refused(e, reused))?, place, uploading, counted, limits),
+            },
             error = &mut failure, if goes_up => {
                 if let Ok(PumpError::Client(error)) = error {
                     return Err(TryError::Client(error));
@@ -140,6 +142,22 @@ pub(crate) async fn attempt<D: Downstream>(
             }
         }
     }
+}
+
+/// What comes next of an upstream that was asked.
+enum Said {
+    Interim(Response<()>),
+    Answer(Result<Response<RecvStream>, h2::Error>),
+}
+
+async fn said(response: &mut ResponseFuture) -> Said {
+    poll_fn(|cx| match response.poll_informational(cx) {
+        Poll::Ready(Some(Ok(interim))) => Poll::Ready(Said::Interim(interim)),
+        Poll::Pending => Poll::Pending,
+        // None before the answer, or an error, which that tells too.
+        Poll::Ready(_) => Pin::new(&mut *response).poll(cx).map(Said::Answer),
+    })
+    .await
 }
 
 /// Returns when the client has vanished, if anybody cares.

@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use http::{HeaderMap, StatusCode, request, response};
 use std::sync::Arc;
-use weir_cache::{Fetch, FetchError, Fetched};
+use weir_cache::{Fetch, FetchError, Fetched, Interim};
 use weir_gateway::{Chain, Client, RequestContext, RouteRuntime, ServiceRuntime, resilience::Guard};
 
 /// A fill's request, ready to be sent.
@@ -37,7 +37,7 @@ pub struct OriginFetch {
 
 #[async_trait]
 impl Fetch for OriginFetch {
-    async fn fetch(&self, condition: HeaderMap) -> Result<Fetched, FetchError> {
+    async fn fetch(&self, condition: HeaderMap, interim: Interim<'_>) -> Result<Fetched, FetchError> {
         let mut request = self.request.clone();
         h1::strip_hop_by_hop(&mut request.headers);
         for (name, value) in &condition {
@@ -47,7 +47,9 @@ impl Fetch for OriginFetch {
         cx.route = self.route.clone();
         cx.service = Some(self.service.clone());
         cx.guard.clone_from(&self.guard);
-        let answered = forward::forward::<Nobody>(&self.weir.connector, &self.service, &mut cx, &request, &mut Upload::none(), None).await;
+        let mut crowd = Crowd { tell: interim, page: self.page };
+        let mut upload = Upload { client: Some(&mut crowd), abandon: false, ..Upload::none() };
+        let answered = forward::forward(&self.weir.connector, &self.service, &mut cx, &request, &mut upload, None).await;
         match answered {
             Ok(answered) if answered.upgraded => Err(FetchError {
                 kind: "framing",
@@ -75,35 +77,41 @@ impl Fetch for OriginFetch {
     }
 }
 
-/// The client of a fill: none.
-pub enum Nobody {}
+/// The client of a fill: it asks for nothing, never leaves, and passes on to all who wait what comes before the answer.
+struct Crowd<'a> {
+    tell: Interim<'a>,
+    page: bool,
+}
 
-impl Downstream for Nobody {
+impl Downstream for Crowd<'_> {
     fn request_body(&self) -> RequestBody {
-        match *self {}
+        RequestBody::Empty
     }
     async fn read(&mut self) -> Result<Option<Bytes>, ClientError> {
-        match *self {}
+        Ok(None)
     }
     async fn gone(&mut self) {
-        match *self {}
+        std::future::pending().await
     }
     async fn head(&mut self, _: &response::Parts, _: AnswerBody) -> Result<(), ClientError> {
-        match *self {}
+        Ok(())
     }
-    async fn interim(&mut self, _: &response::Parts) -> Result<(), ClientError> {
-        match *self {}
+    async fn interim(&mut self, parts: &response::Parts) -> Result<(), ClientError> {
+        let mut parts = parts.clone();
+        if self.page {
+            classify::strip_page_headers(&mut parts.headers);
+        }
+        (self.tell)(parts);
+        Ok(())
     }
     async fn write(&mut self, _: Bytes) -> Result<(), ClientError> {
-        match *self {}
+        Ok(())
     }
     async fn end(&mut self) -> Result<(), ClientError> {
-        match *self {}
+        Ok(())
     }
-    fn abort(&mut self) {
-        match *self {}
-    }
+    fn abort(&mut self) {}
     fn upgrade(&mut self) -> Option<Raw<'_>> {
-        match *self {}
+        None
     }
 }

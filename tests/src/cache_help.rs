@@ -82,6 +82,7 @@ pub struct Told {
     status: u16,
     headers: Vec<(String, String)>,
     body: Vec<u8>,
+    interim: Vec<u8>,
     wait: Option<(Point, Gate)>,
     cut: Option<usize>,
     chunked: bool,
@@ -90,7 +91,7 @@ pub struct Told {
 impl Told {
     /// An answer with this status and body, and no field but `Content-Length` (and `Date`).
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Told {
-        Told { status, headers: vec![], body: body.into(), wait: None, cut: None, chunked: false }
+        Told { status, headers: vec![], body: body.into(), interim: vec![], wait: None, cut: None, chunked: false }
     }
 
     /// A whole HTML page that says this, as `text/html`.
@@ -106,6 +107,13 @@ impl Told {
     /// Adds a field.
     pub fn with(mut self, name: &str, value: &str) -> Told {
         self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Says this interim answer before anything else.
+    pub fn after(mut self, status: u16, fields: &[(&str, &str)]) -> Told {
+        let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        self.interim.extend(format!("HTTP/1.1 {status} Interim\r\n{lines}\r\n").bytes());
         self
     }
 
@@ -136,6 +144,9 @@ impl Told {
                 gate.pass().await;
             }
         };
+        if !self.interim.is_empty() {
+            stream.write_all(&self.interim).await?;
+        }
         pass(Point::BeforeHead).await;
         let mut head = format!("HTTP/1.1 {} Status\r\n", self.status);
         if self.headers.iter().all(|(n, _)| n != "date") {
@@ -151,6 +162,11 @@ impl Told {
             head += &format!("content-length: {}\r\n", self.body.len());
         }
         head += "\r\n";
+        if !head_only && !bodiless && !self.chunked && self.wait.is_none() && self.cut.is_none() {
+            // In one go: whoever reads it has the body with its head.
+            stream.write_all(&[head.as_bytes(), &self.body].concat()).await?;
+            return Ok(true);
+        }
         stream.write_all(head.as_bytes()).await?;
         if head_only || bodiless {
             return Ok(true);

@@ -309,3 +309,40 @@ async fn an_instance_that_wakes_with_an_old_lease_overwrites_nothing() {
     assert_eq!((answer.verdict(), &answer.body), ("HIT", &newer.body));
     assert_eq!(three.origin.hits("/p"), 2);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_origin_is_asked_by_no_more_fills_than_its_rule_allows() {
+    let gate = Gate::closed();
+    let at = gate.clone();
+    let origin = Origin::start(move |seen| Told::page(seen.path()).waits(Point::BeforeHead, &at)).await;
+    let rules = json!([{ "path": "/few/**", "ttl": "60s", "max_fills": 2 }, { "path": "/**", "ttl": "60s" }]);
+    let weir = Weir::start(&config(&origin, rules)).await;
+    let pages = |folder: &'static str| (0..6).map(move |n| format!("/{folder}/{n}"));
+    let asked = |folder: &'static str| pages(folder).map(|page| origin.hits(&page)).sum::<usize>();
+    let clients: Vec<_> = pages("few").chain(pages("many")).map(|page| tokio::spawn(weir.edge().get(&page).send())).collect();
+    eventually("all are there", async || (weir.metric("weir_connections", &[]).await >= 12.0 && asked("many") == 6).then_some(())).await;
+    eventually("as many as may be are under way", async || (asked("few") >= 2).then_some(())).await;
+    assert_eq!(asked("few"), 2);
+    gate.open();
+    for client in clients {
+        assert!(whole(&client.await.expect("a client")));
+    }
+    assert_eq!(asked("few"), 6, "each in its turn, and none twice");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_store_keeps_a_page_as_long_as_it_may_be_served_stale() {
+    let redis = RedisServer::start();
+    let origin = Origin::start(|_| Told::page("x")).await;
+    let rules = json!([{ "path": "/swr", "ttl": "60s", "stale_while_revalidate": "1h" }, { "path": "/sie", "ttl": "60s", "stale_if_error": "1h" }, { "path": "/none", "ttl": "60s" }]);
+    let weir = Weir::start(&config(&origin, rules).set("/store", store(&redis))).await;
+    for (page, least, most) in [("/swr", 3600, 3660), ("/sie", 3600, 3660), ("/none", 1, 60)] {
+        redis.command("FLUSHALL").expect("an answer");
+        weir.edge().get(page).send().await.expect(200);
+        // `*1`, a line with the name's length, the name.
+        let named = async || redis.command("KEYS weir:blob*").expect("an answer").split("\r\n").nth(2).map(str::to_owned);
+        let name = eventually("the page is in the store", named).await;
+        let left: i64 = redis.command(&format!("TTL {name}")).expect("an answer").trim_start_matches(':').trim().parse().expect("seconds");
+        assert!((least..=most).contains(&left), "{page}: {left} s");
+    }
+}

@@ -366,6 +366,22 @@ async fn visitors_do_not_steer_the_origins_load_by_request_directives() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rfc9111_5_2_directives_pass_through() {
+    let said = [("cache-control", "max-age=60, new-one=\"a, b\", s-maxage=70"), ("cdn-cache-control", "max-age=50"), ("other-cache-control", "max-age=1")];
+    let origin = Origin::start(move |_| said.iter().fold(Told::new(200, "x"), |told, (name, value)| told.with(name, value))).await;
+    let weir = Weir::start(&api(config(&origin, minute()), &origin, json!({ "ttl": "60s" }))).await;
+    for (method, verdict) in [("GET", "MISS"), ("GET", "HIT"), ("POST", "BYPASS")] {
+        let answer = weir.gateway().ask(method, "/api/x").header("cache-control", "max-age=0, new-one").send().await.expect(200);
+        assert_eq!(answer.verdict(), verdict);
+        for (name, value) in said {
+            assert_eq!(answer.must(name), value, "{method}: {verdict}");
+        }
+    }
+    let asked = origin.asked("/api/x");
+    assert_eq!(asked.last().and_then(|seen| seen.header("cache-control")), Some("max-age=0, new-one"), "what is not for the cache goes as it came");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_whole_good_pages_are_stored() {
     let html = |status: u16| Told::new(status, "<html><body>x</body></html>").with("content-type", "text/html").with("cache-control", "s-maxage=60");
     let cases: Vec<(&str, Told, &str)> = vec![
@@ -421,7 +437,8 @@ async fn rfc9111_4_4_an_unsafe_request_that_succeeds_outdates_the_answer() {
     .await;
     let settings = json!({ "ttl": "60s", "query": [] });
     let weir = Weir::start(&api(config(&origin, minute()), &origin, settings)).await;
-    for method in ["POST", "PUT", "PATCH", "DELETE"] {
+    // Whose safety is not known counts as unsafe.
+    for method in ["POST", "PUT", "PATCH", "DELETE", "BREW"] {
         let target = format!("/api/{}", method.to_lowercase());
         let send = async |query: &str| weir.gateway().ask(method, &format!("{target}?{query}")).body("").send().await;
         let old = weir.gateway().get(&target).send().await.expect(200);

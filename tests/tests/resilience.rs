@@ -92,6 +92,7 @@ async fn an_open_circuit_serves_the_old_copy_the_fallback_or_another_service() {
     let kept = json!([{ "name": "response-cache", "config": { "ttl": "1s", "shared": true } }, breaker(json!({}))]);
     let config = shop
         .config()
+        .service("strict", &products, "/echo/strict", kept.clone())
         .service("kept", &products, "/echo/kept", kept)
         .service("empty", &products, "/echo/empty", json!([breaker(json!({ "fallback": { "status": 200, "headers": { "Content-Type": "application/json" }, "body": "{\"items\":[]}" } }))]))
         .service("spared", &products, "/echo/spared", json!([breaker(json!({ "fallback": { "service": "spare" } }))]))
@@ -104,11 +105,13 @@ async fn an_open_circuit_serves_the_old_copy_the_fallback_or_another_service() {
     let first = weir.gateway().get("/echo/kept/page").send().await.expect(200);
     stub.add_fault(FaultRule { path_prefix: "/echo/both/page".into(), headers: [("cache-control".to_string(), "public, max-age=600".to_string())].into(), ..FaultRule::default() }).expect("a rule");
     let cached = weir.gateway().get("/echo/both/page").send().await.expect(200);
+    stub.add_fault(FaultRule { path_prefix: "/echo/strict/page".into(), headers: [("cache-control".to_string(), "public, max-age=600, must-revalidate".to_string())].into(), ..FaultRule::default() }).expect("a rule");
+    weir.gateway().get("/echo/strict/page").send().await.expect(200);
     stub.clear_faults();
     stub.add_fault(failing("/echo")).expect("a fault");
-    for path in ["/echo/kept/x", "/echo/both/x", "/echo/empty", "/echo/spared"] {
+    for path in ["/echo/kept/x", "/echo/both/x", "/echo/strict/x", "/echo/empty", "/echo/spared"] {
         // The page was a first call of these: with two more there are enough to judge.
-        for _ in 0..if path.contains("kept") || path.contains("both") { 2 } else { 3 } {
+        for _ in 0..if path.ends_with("/x") { 2 } else { 3 } {
             assert_eq!(weir.gateway().post(path, "text/plain", "x").send().await.status, 500, "{path}");
         }
     }
@@ -118,6 +121,9 @@ async fn an_open_circuit_serves_the_old_copy_the_fallback_or_another_service() {
     })
     .await;
     assert_eq!(old.text(), first.text());
+    // RFC 9111 section 5.2.2.2: rather an error than what must be validated.
+    let refused = eventually("the copy's time is over", async || Some(weir.gateway().get("/echo/strict/page").send().await).filter(|a| a.verdict() != "HIT")).await;
+    assert_eq!(refused.expect(503).must("x-weir-reason"), "circuit-open");
     assert_eq!(weir.gateway().get("/echo/kept/unseen").send().await.expect(503).must("x-weir-reason"), "circuit-open");
     let empty = weir.gateway().get("/echo/empty").send().await.expect(200);
     assert_eq!((empty.text().as_str(), empty.must("content-type")), ("{\"items\":[]}", "application/json"));

@@ -1,7 +1,7 @@
 //! The warm-up: pages and answers are there before the first visitor asks, and several instances do the work once.
 
 use serde_json::{Value, json};
-use weir_tests::{Config, RedisServer, Shop, WARM_UP_TOKEN, Weir, eventually};
+use weir_tests::{Config, Outcome, RedisServer, Shop, WARM_UP_TOKEN, Weir, eventually, weir_command};
 
 fn config(shop: &Shop) -> Config {
     let targets = json!(["/api/home", "edge://shop.test/categories", "edge://shop.test/categories?page=2"]);
@@ -95,4 +95,30 @@ async fn two_that_want_to_warm_at_the_same_time_do_it_one_after_the_other() {
     assert_eq!(lines.first(), Some(&json!({ "targets": 3 })), "{report}");
     assert!(lines[1..4].iter().all(|l| l["cache"] == "REFRESH" && l["status"] == 200), "{report}");
     assert_eq!(lines.last(), Some(&json!({ "warmed": 3, "failed": 0 })), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weir_warm_up_shows_how_far_it_is_and_what_failed() {
+    let shop = Shop::start().await;
+    let urls = json!(["/api/home", "edge://shop.test/categories", "/api/nowhere"]);
+    let weir = Weir::start(&config(&shop).set("/warm_up/urls", urls).set("/warm_up/every", "1h")).await;
+    eventually("the first round is over", async || weir.said().contains("warm-up round done").then_some(())).await;
+    let command = weir_command(&["warm-up", "--admin", &weir.admin().0.to_string()]);
+    let words: Vec<String> = std::iter::once(command.get_program()).chain(command.get_args()).map(|word| word.to_string_lossy().into_owned()).collect();
+    // A line a target, then the sums.
+    let arguments = words[1..].to_vec();
+    let plain = tokio::task::spawn_blocking(move || Outcome::of(&arguments.iter().map(String::as_str).collect::<Vec<_>>())).await.expect("weir warm-up");
+    assert_eq!(plain.code, Some(1), "{plain:?}");
+    for (mark, place, target) in [(" ", "/3]", "/api/home"), (" ", "/3]", "edge://shop.test/categories"), ("!", "/3] 404", "/api/nowhere")] {
+        assert!(plain.out.lines().any(|line| line.starts_with(&format!("{mark} [")) && line.contains(place) && line.ends_with(target)), "{target}: {plain:?}");
+    }
+    assert!(plain.err.contains("1 of 3 targets failed\n  gateway:/api/nowhere: 404") || plain.err.contains("1 of 3 targets failed\n  /api/nowhere: 404"), "{plain:?}");
+    // On a terminal: one line that is written anew.
+    let line = words.iter().map(|word| format!("'{word}'")).collect::<Vec<_>>().join(" ");
+    let shown = tokio::task::spawn_blocking(move || std::process::Command::new("script").args(["-qec", &line, "/dev/null"]).stdin(std::process::Stdio::null()).output());
+    let shown = String::from_utf8_lossy(&shown.await.expect("a terminal").expect("the command script").stdout).into_owned();
+    for part in ["\r\x1b[K1 of 3 asked for, ", "\r\x1b[K3 of 3 asked for, 1 failed, ", "1 of 3 targets failed"] {
+        assert!(shown.contains(part), "{part:?} in {shown:?}");
+    }
+    assert!(!shown.contains("categories"), "what went well is not listed: {shown:?}");
 }

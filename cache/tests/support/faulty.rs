@@ -22,6 +22,8 @@ pub struct Faulty {
     pub lossy: Arc<AtomicBool>,
     /// Calls so far.
     pub calls: Arc<AtomicU64>,
+    /// Looks at a counter so far, the last one perhaps under way.
+    pub peeks: Arc<AtomicU64>,
 }
 
 impl Faulty {
@@ -30,7 +32,7 @@ impl Faulty {
     }
 
     pub fn over(inner: Store) -> Faulty {
-        Faulty { inner, away: Arc::default(), lossy: Arc::default(), calls: Arc::default() }
+        Faulty { inner, away: Arc::default(), lossy: Arc::default(), calls: Arc::default(), peeks: Arc::default() }
     }
 
     pub fn store(&self) -> Store {
@@ -106,6 +108,7 @@ impl Counters for Faulty {
         self.inner.counters.add(key, by, ttl).await
     }
     async fn peek(&self, key: &str) -> StoreResult<u64> {
+        self.peeks.fetch_add(1, SeqCst);
         self.check()?;
         self.inner.counters.peek(key).await
     }

@@ -35,6 +35,8 @@ pub struct Reply {
     pub status: u16,
     pub headers: HeaderMap,
     pub body: Vec<Bytes>,
+    /// Interim answers, said at once.
+    pub interim: Vec<(u16, HeaderMap)>,
     /// Time before the head.
     pub head_after: Duration,
     /// Time before each piece of the body.
@@ -43,6 +45,8 @@ pub struct Reply {
     pub cut: bool,
     /// No answer at all.
     pub refused: bool,
+    /// A plugin says that it is not for the cache, and why.
+    pub forbidden: Option<&'static str>,
 }
 
 impl Reply {
@@ -51,10 +55,12 @@ impl Reply {
             status,
             headers: headers(fields),
             body: if body.is_empty() { vec![] } else { vec![Bytes::copy_from_slice(body.as_bytes())] },
+            interim: vec![],
             head_after: Duration::ZERO,
             piece_after: Duration::ZERO,
             cut: false,
             refused: false,
+            forbidden: None,
         }
     }
 
@@ -65,6 +71,12 @@ impl Reply {
 
     pub fn with(mut self, name: &str, value: &str) -> Reply {
         self.headers.append(HeaderName::from_bytes(name.as_bytes()).expect("name"), HeaderValue::from_str(value).expect("value"));
+        self
+    }
+
+    /// Says this before.
+    pub fn after(mut self, status: u16, fields: &[(&str, &str)]) -> Reply {
+        self.interim.push((status, headers(fields)));
         self
     }
 
@@ -115,25 +127,36 @@ impl Origin {
 
 #[async_trait]
 impl Fetch for Origin {
-    async fn fetch(&self, condition: HeaderMap) -> Result<Fetched, FetchError> {
+    async fn fetch(&self, condition: HeaderMap, interim: Interim<'_>) -> Result<Fetched, FetchError> {
         let number = {
             let mut asked = self.asked.lock();
             asked.push(condition.clone());
             asked.len() - 1
         };
         let reply = (self.script)(number, &condition);
+        for (status, fields) in &reply.interim {
+            interim(head(*status, fields));
+        }
         if !reply.head_after.is_zero() {
             tokio::time::sleep(reply.head_after).await;
         }
         if reply.refused {
             return Err(FetchError { kind: "connect", reason: "connection refused".into(), status: StatusCode::BAD_GATEWAY });
         }
-        let mut response = Response::new(());
-        *response.status_mut() = StatusCode::from_u16(reply.status).expect("status");
-        *response.headers_mut() = reply.headers.clone();
         let body = Pieces { left: reply.body.into_iter().collect(), after: reply.piece_after, cut: reply.cut, finished: self.finished.clone() };
-        Ok(Fetched { parts: response.into_parts().0, body: Box::new(body) })
+        let mut parts = head(reply.status, &reply.headers);
+        if let Some(reason) = reply.forbidden {
+            parts.extensions.insert(NotForCache(reason));
+        }
+        Ok(Fetched { parts, body: Box::new(body) })
     }
+}
+
+fn head(status: u16, headers: &HeaderMap) -> http::response::Parts {
+    let mut parts = Response::new(()).into_parts().0;
+    parts.status = StatusCode::from_u16(status).expect("status");
+    parts.headers = headers.clone();
+    parts
 }
 
 struct Pieces {
@@ -157,6 +180,10 @@ impl BodyReader for Pieces {
                 Ok(None)
             }
         }
+    }
+
+    fn trailers(&mut self) -> Option<HeaderMap> {
+        Some(headers(&[("x-trailer", "1"), ("cache-control", "max-age=9999"), ("set-cookie", "a=b")]))
     }
 }
 
@@ -220,7 +247,18 @@ impl Machine {
 
     pub fn ask(&self, plan: &Plan, request: &CacheRequest, origin: &Arc<Origin>) -> impl Future<Output = Got> + use<> {
         let (engine, plan, request, origin) = (self.engine.clone(), plan.clone(), request.clone(), origin.clone());
-        async move { read(engine.serve(&plan, &request, origin).await).await }
+        async move { read(engine.serve(&plan, &request, origin, &mut ()).await).await }
+    }
+}
+
+/// A client that remembers the interim answers that it got.
+#[derive(Default)]
+pub struct Listener(pub Vec<(u16, HeaderMap)>);
+
+#[async_trait]
+impl Waiting for Listener {
+    async fn interim(&mut self, parts: &http::response::Parts) {
+        self.0.push((parts.status.as_u16(), parts.headers.clone()));
     }
 }
 

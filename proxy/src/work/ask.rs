@@ -9,11 +9,23 @@ use crate::{
     h1,
     origin::OriginFetch,
 };
+use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode, header, request};
+use http::{HeaderName, HeaderValue, StatusCode, header, request, response};
 use std::sync::Arc;
-use weir_cache::{CacheRequest, FetchError, Outcome, Plan, Report, Verdict};
+use weir_cache::{CacheRequest, FetchError, Outcome, Plan, Report, Verdict, Waiting};
 use weir_gateway::{Chain, Reply, ServiceRuntime, plugin::Ending};
+
+/// Passes the interim answers to a fill on to a client that waits for it.
+struct Hints<'a, D>(&'a mut D);
+
+#[async_trait]
+impl<D: Downstream> Waiting for Hints<'_, D> {
+    async fn interim(&mut self, parts: &response::Parts) {
+        // A client that takes no hints shows that again when it is answered.
+        let _ = self.0.interim(parts).await;
+    }
+}
 
 impl<D: Downstream> Work<'_, D> {
     /// Asks the service and passes its answer on.
@@ -122,9 +134,9 @@ impl<D: Downstream> Work<'_, D> {
         let (Some(service), Some(guard)) = (service, guard) else {
             return self.error(chain, StatusCode::SERVICE_UNAVAILABLE, "The service is failing, try again later").await;
         };
+        let now = weir_cache::clock::now();
         let held = self.cx.plan.as_ref().filter(|_| guard.stale).and_then(|plan| self.weir.environment.cache.peek(&plan.epoch, &plan.key));
-        if let Some(entry) = held {
-            let now = weir_cache::clock::now();
+        if let Some(entry) = held.filter(|entry| entry.may_stand_in(now)) {
             self.cx.report = Some(Report { detail: Some(forward::CIRCUIT_OPEN), ttl: Some(entry.ttl(now)), age: Some(entry.age(now)), ..Report::new(Verdict::Stale) });
             self.cx.answered_by = "cache";
             let mut parts = http::Response::new(()).into_parts().0;
@@ -170,7 +182,7 @@ impl<D: Downstream> Work<'_, D> {
     /// Carries a plan out. `Some(report)`: not for the cache, forward it; else the client was answered.
     pub async fn through_cache(&mut self, chain: &Arc<Chain>, plan: &Plan, request: &request::Parts, fetch: OriginFetch, own: bool) -> Option<Report> {
         let asked = CacheRequest { method: request.method.clone(), headers: request.headers.clone(), refresh: self.cx.refresh, fill_is_own: own };
-        let outcome = self.weir.environment.cache.serve(plan, &asked, Arc::new(fetch)).await;
+        let outcome = self.weir.environment.cache.serve(plan, &asked, Arc::new(fetch), &mut Hints(&mut *self.down)).await;
         let report = match &outcome {
             Outcome::Stored(answer) => &answer.report,
             Outcome::Filling(stream) => &stream.report,
