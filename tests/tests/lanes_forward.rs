@@ -276,3 +276,54 @@ async fn both_lanes_forward_alike_with_kongs_fields() {
 async fn both_lanes_forward_alike_without_fields_of_our_own() {
     compare("off").await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_in_a_row_and_in_pieces_are_forwarded_in_order() {
+    let service = Service::start().await;
+    for fast in [true, false] {
+        let weir = Weir::start(&config(&service, fast, "weir")).await;
+        ask(&weir, "GET /kept/plain HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+        let mut connection = Connection::open(weir.gateway().0).await;
+        let request = |word: &str| format!("GET /stripped/{word} HTTP/1.1\r\nHost: shop.test\r\n\r\n");
+        let words = ["plain", "missing", "late", "plain", "chunked", "plain", "in-pieces", "plain"];
+        connection.send(words.map(request).concat()).await;
+        for word in words {
+            let answer = connection.answer("GET").await.unwrap_or_else(|why| panic!("{word}: {why}"));
+            let expected = match word {
+                "plain" => (200, "hello"),
+                "missing" => (404, "no"),
+                "in-pieces" => (200, "abcd"),
+                _ => (200, "ok"),
+            };
+            assert_eq!((answer.status, answer.text().as_str()), expected, "{word}");
+        }
+        for piece in request("plain").as_bytes().chunks(9) {
+            connection.send(piece).await;
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(connection.answer("GET").await.unwrap_or_else(|why| panic!("{why}")).text(), "hello");
+        // A client that leaves in the middle takes nobody along.
+        connection.send(request("late")).await;
+        drop(connection);
+        assert!(ask(&weir, &request("plain")).await.ends_with("hello"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_counts_a_request_once_however_it_ends() {
+    let service = Service::start().await;
+    for fast in [true, false] {
+        let weir = Weir::start(&config(&service, fast, "weir")).await;
+        let mut left = Vec::new();
+        for word in ["plain", "nothing", "closes", "plain", "late", "half-head", "chunked", "plain"] {
+            let mut connection = Connection::open(weir.gateway().0).await;
+            connection.send(format!("GET /limited/{word} HTTP/1.1\r\nHost: shop.test\r\nx-who: kim\r\n\r\n")).await;
+            let answer = connection.answer("GET").await.unwrap_or_else(|why| panic!("{word}: {why}"));
+            left.push(answer.must("x-ratelimit-remaining-minute").parse::<u64>().expect("a number"));
+        }
+        // Unless the minute changed in between.
+        if left.is_sorted_by(|a, b| a > b) {
+            assert_eq!(left, (0..8).map(|n| 99_999 - n).collect::<Vec<_>>());
+        }
+    }
+}
