@@ -90,12 +90,12 @@ class Keys(Row):
 
     def prepare(self, product, server):
         """Every page is asked for before anything is measured: until a run over all of them leaves the origin alone."""
-        for seconds in (2, 4, 8, 16, 32):
+        for seconds in (2, 4, 8, 16, 32, 64):
             before = checks.origin_count(self.options.origin_port)
             asked = self.spread(server, product, seconds)["requests"]
             if asked >= self.options.keys and checks.origin_count(self.options.origin_port) == before:
                 return
-        raise load.Failed(f"{product.name}: {self.options.keys} pages are not in the cache after a minute")
+        raise load.Failed(f"{product.name}: {self.options.keys} pages are not in the cache after two minutes")
 
     def check(self, product, server):
         for key in range(0, self.options.keys, max(1, self.options.keys // 20)):
