@@ -48,20 +48,30 @@ impl Sights {
             }
         }
         let ours = |name: &HeaderName| OURS.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-");
-        (!all.request.0.iter().any(ours)).then_some(all)
+        let wanted = all.request.iter().any(ours);
+        (!wanted).then_some(all)
     }
 }
 
 /// A few names.
 #[derive(Debug, Default)]
-pub struct Names(Vec<HeaderName>);
+pub struct Names {
+    all: Vec<HeaderName>,
+    /// A bit for each length that one of them has: most names of a message differ from all of them in that.
+    lengths: u64,
+}
+
+fn length_bit(length: usize) -> u64 {
+    1 << length.min(63)
+}
 
 impl Names {
     fn add(&mut self, sight: Sight) -> Option<()> {
         let Sight::Only(names) = sight else { return None };
         for name in names {
-            if !self.0.contains(&name) {
-                self.0.push(name);
+            if !self.all.contains(&name) {
+                self.lengths |= length_bit(name.as_str().len());
+                self.all.push(name);
             }
         }
         Some(())
@@ -69,13 +79,18 @@ impl Names {
 
     /// The names themselves.
     pub fn iter(&self) -> impl Iterator<Item = &HeaderName> {
-        self.0.iter()
+        self.all.iter()
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.all.len()
     }
 
     /// Whether a name is among them, however it is spelled.
     pub fn have(&self, name: &[u8]) -> bool {
         let same = |a: u8, b: u8| a == b.to_ascii_lowercase() || (a == b'-' && b == b'_');
-        self.0.iter().any(|known| {
+        self.lengths & length_bit(name.len()) != 0 && self.all.iter().any(|known| {
             let known = known.as_str().as_bytes();
             known.len() == name.len() && known.iter().zip(name).all(|(a, b)| same(*a, *b))
         })

@@ -218,7 +218,8 @@ impl<'r> Builder<'r> {
             }
         }
         let hosts = HostTable::new(by_host.into_iter().map(|(host, paths)| (host.clone(), paths.build(&self.shared))));
-        Router { hosts, any_host: any_host.build(&self.shared), shadowed, shared: self.shared }
+        let reads_fields = self.shared.conditions.iter().any(|one| !one.headers.is_empty());
+        Router { hosts, any_host: any_host.build(&self.shared), shadowed, reads_fields, shared: self.shared }
     }
 
     /// Routes whose every way is, host by host, also a way of a route before it.

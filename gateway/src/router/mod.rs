@@ -92,6 +92,7 @@ pub struct Router {
     any_host: Paths,
     shared: Shared,
     shadowed: Vec<Shadow>,
+    reads_fields: bool,
 }
 
 /// A route that no request can reach, because every request that it accepts goes to routes before it.
@@ -113,7 +114,7 @@ impl Router {
 
     /// Whether fields decide anything, other than `Host`.
     pub fn reads_fields(&self) -> bool {
-        self.shared.conditions.iter().any(|one| !one.headers.is_empty())
+        self.reads_fields
     }
 
     /// The route of a request; `None`: 404.

@@ -271,6 +271,7 @@ fn hand_over(
 fn seen_of(head: &Peeked<'_>, fields: &[h1::Line<'_>], names: &Names) -> Option<request::Parts> {
     let mut parts = Request::new(()).into_parts().0;
     parts.uri = Uri::from(PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(head.target.as_bytes())).ok()?);
+    parts.headers.reserve(names.count());
     for &(name, value) in fields {
         if names.have(name) && !stays_here(name) {
             parts.headers.append(h1::field_name(name)?, HeaderValue::from_bytes(value).ok()?);
@@ -337,6 +338,7 @@ fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, status: Statu
     if !chain.ignores_answers() {
         let mut parts: response::Parts = Response::new(()).into_parts().0;
         parts.status = status;
+        parts.headers.reserve(sights.answer.count());
         for (name, value) in lines.iter().filter(|(name, _)| sights.answer.have(name) && !ends_here(name)) {
             if let (Some(name), Ok(value)) = (h1::field_name(name), HeaderValue::from_bytes(value)) {
                 parts.headers.append(name, value);
