@@ -3,7 +3,7 @@
 mod support;
 
 use bytes::Bytes;
-use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{sync::{Arc, atomic::Ordering::SeqCst}, time::Duration};
 use support::*;
 use tokio::time::Instant;
 use weir_cache::{clock::Clock, memory::StoredKey, *};
@@ -152,12 +152,21 @@ async fn a_failing_origin_makes_no_machine_queue() {
     assert!(origin.hits() <= 5, "at most one each: {}", origin.hits());
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_writer_with_an_old_lease_does_not_overwrite_a_newer_page() {
+/// What two machines got whose first was frozen in its fill while the second filled the page with `new`.
+struct Overtaken {
+    store: Store,
+    machines: Vec<Machine>,
+    plan: Plan,
+    fast: Arc<Origin>,
+    /// The answer of the one that woke late.
+    late: Got,
+}
+
+async fn overtaken(late: Reply) -> Overtaken {
     let store = Store::memory();
     let machines = cluster(2, &store, true);
     let plan = plan(Policy { lease: SEC, ..html() });
-    let slow = Origin::always(Reply::page("old").slow(10 * SEC));
+    let slow = Origin::always(late.slow(10 * SEC));
     let fast = Origin::always(Reply::page("new"));
     let first = tokio::spawn(machines[0].ask(&plan, &get(&[]), &slow));
     settle().await;
@@ -166,8 +175,15 @@ async fn a_writer_with_an_old_lease_does_not_overwrite_a_newer_page() {
     let stolen = steal(&store, &key).await;
     store.locks.release(&stolen).await.expect("store");
     assert_eq!(machines[1].ask(&plan, &get(&[]), &fast).await.text(), "<html>new</html>");
-    assert_eq!(first.await.expect("client").text(), "<html>old</html>");
+    let late = first.await.expect("client");
     settle().await;
+    Overtaken { store, machines, plan, fast, late }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_writer_with_an_old_lease_does_not_overwrite_a_newer_page() {
+    let Overtaken { store, machines, plan, fast, late } = overtaken(Reply::page("old")).await;
+    assert_eq!(late.text(), "<html>old</html>");
     let third = Machine::with(store, machines[0].clock.clone());
     assert_eq!(third.ask(&plan, &get(&[]), &fast).await.text(), "<html>new</html>");
     assert_eq!(machines[0].ask(&plan, &get(&[]), &fast).await.text(), "<html>new</html>", "it gave up its own copy");
@@ -175,19 +191,8 @@ async fn a_writer_with_an_old_lease_does_not_overwrite_a_newer_page() {
 
 #[tokio::test(start_paused = true)]
 async fn a_refusal_with_an_old_lease_does_not_overwrite_a_newer_page() {
-    let store = Store::memory();
-    let machines = cluster(2, &store, true);
-    let plan = plan(Policy { lease: SEC, ..html() });
-    let slow = Origin::always(Reply::page("old").with("set-cookie", "a=b").slow(10 * SEC));
-    let fast = Origin::always(Reply::page("new"));
-    let first = tokio::spawn(machines[0].ask(&plan, &get(&[]), &slow));
-    settle().await;
-    let key = StoredKey::primary(&plan.epoch, &plan.key).store_key("fill");
-    let stolen = steal(&store, &key).await;
-    store.locks.release(&stolen).await.expect("store");
-    assert_eq!(machines[1].ask(&plan, &get(&[]), &fast).await.text(), "<html>new</html>");
-    assert_eq!(first.await.expect("client").report.detail, Some("set-cookie"));
-    settle().await;
+    let Overtaken { store, machines, plan, fast, late } = overtaken(Reply::page("old").with("set-cookie", "a=b")).await;
+    assert_eq!(late.report.detail, Some("set-cookie"));
     let third = Machine::with(store, machines[0].clock.clone()).ask(&plan, &get(&[]), &fast).await;
     assert_eq!((third.verdict(), third.text(), fast.hits()), (Verdict::Hit, "<html>new</html>", 1));
 }

@@ -18,7 +18,7 @@ const X_FORWARDED_PREFIX: HeaderName = HeaderName::from_static("x-forwarded-pref
 const X_FORWARDED_PATH: HeaderName = HeaderName::from_static("x-forwarded-path");
 
 /// Fields that only the gateway may set: a client's are dropped.
-const IDENTITY: [&str; 7] = [
+pub(crate) const IDENTITY: [&str; 7] = [
     "x-consumer-id",
     "x-consumer-custom-id",
     "x-consumer-username",

@@ -15,6 +15,7 @@ pub mod cases;
 mod config;
 pub mod dns;
 mod http1;
+pub mod http2;
 mod process;
 mod shop;
 pub mod tls;

@@ -5,8 +5,8 @@ use h2::{RecvStream, client::SendRequest, server::SendResponse};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use serde_json::json;
 use std::net::SocketAddr;
-use tokio::net::{TcpListener, TcpStream};
-use weir_tests::{Config, Weir, guarded};
+use tokio::net::TcpStream;
+use weir_tests::{Config, Weir, guarded, http2::serve};
 
 /// A message with gRPC's five bytes in front.
 fn message(text: &str) -> Bytes {
@@ -16,23 +16,7 @@ fn message(text: &str) -> Bytes {
     bytes.into()
 }
 
-/// A server that sends every message back as it arrives, and tells at the end what the client's trailers and fields were.
-async fn serve() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-                while let Some(Ok((request, respond))) = connection.accept().await {
-                    tokio::spawn(echo(request, respond));
-                }
-            });
-        }
-    });
-    address
-}
-
+/// Sends every message back as it arrives, and tells at the end what the client's trailers and fields were.
 async fn echo(request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
     let (parts, mut body) = request.into_parts();
     let field = |name: &str| parts.headers.get(name).cloned().unwrap_or(HeaderValue::from_static("-"));
@@ -107,7 +91,7 @@ async fn start(address: SocketAddr) -> Weir {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_directions_stream_and_trailers_arrive() {
-    let weir = start(serve().await).await;
+    let weir = start(serve(echo).await).await;
     let mut client = connect(&weir).await;
     let (answer, mut up) = client.send_request(ask("/open.Echo/Chat", None), false).expect("sent");
     // Each message comes back before the next one is sent: nothing waits for the end of the request.
@@ -144,7 +128,7 @@ async fn refusal(weir: &Weir, request: Request<()>) -> (String, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_speak_grpc() {
-    let weir = start(serve().await).await;
+    let weir = start(serve(echo).await).await;
     // Of a plugin, of the router, of an upstream that is away, and of the service itself.
     assert_eq!(refusal(&weir, ask("/closed.Echo/Chat", None)).await, ("16".into(), "No API key found in request".into()));
     assert_eq!(refusal(&weir, ask("/none.Echo/Chat", None)).await, ("12".into(), "no Route matched with those values".into()));

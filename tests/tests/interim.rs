@@ -1,15 +1,16 @@
 //! Interim answers (RFC 9110 section 15.2): they reach whoever waits for the answer, by whichever protocol, and nobody later.
 
 use bytes::Bytes;
-use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, client::{ResponseFuture, SendRequest}, server::SendResponse};
 use http::{HeaderMap, Request, Response, StatusCode};
 use serde_json::json;
-use std::{future::poll_fn, net::SocketAddr};
-use tokio::net::{TcpListener, TcpStream};
+use std::future::poll_fn;
+use tokio::net::TcpStream;
 use weir_tests::{
     Config, Connection, Door, Weir,
     cache_help::{Gate, Origin, Point, Told, until_hit},
     eventually, guarded,
+    http2::serve,
 };
 
 const LINK: &str = "</a.css>; rel=preload; as=style";
@@ -96,29 +97,17 @@ async fn rfc9110_15_2_with_and_without_a_cache_the_same() {
     }
 }
 
-/// An upstream of HTTP/2 that gives a hint before every answer.
-async fn hinting() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-    let address = listener.local_addr().expect("an address");
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
-                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-                while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    let hint = Response::builder().status(103).header("link", LINK).body(()).expect("an answer");
-                    respond.send_informational(hint).expect("an open stream");
-                    let answer = Response::builder().header("content-type", "application/grpc").header("grpc-status", "0").body(()).expect("an answer");
-                    respond.send_response(answer, true).expect("an open stream");
-                }
-            });
-        }
-    });
-    address
+/// Gives a hint before the answer.
+async fn hinting(_: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let hint = Response::builder().status(103).header("link", LINK).body(()).expect("an answer");
+    respond.send_informational(hint).expect("an open stream");
+    let answer = Response::builder().header("content-type", "application/grpc").header("grpc-status", "0").body(()).expect("an answer");
+    respond.send_response(answer, true).expect("an open stream");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rfc9110_15_2_hints_of_an_upstream_of_http2_pass_too() {
-    let upstream = hinting().await;
+    let upstream = serve(hinting).await;
     let route = json!({ "name": "grpc", "protocols": ["grpc"], "paths": ["/shop.Hints"], "strip_path": false });
     let service = json!({ "name": "grpc", "protocol": "grpc", "host": "127.0.0.1", "port": upstream.port(), "routes": [route] });
     let weir = Weir::start(&Config(json!({ "gateway": { "_format_version": "3.0", "services": [service], "plugins": [] } }))).await;

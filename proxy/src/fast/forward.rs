@@ -75,6 +75,7 @@ fn ends_here(name: &[u8]) -> bool {
         14 => is(b"http2-settings"),
         16 => is(b"proxy-connection"),
         18 => is(b"weir-cache-control"),
+        19 => is(b"proxy-authorization"),
         25 => is(b"proxy-authentication-info"),
         _ => false,
     }
@@ -404,4 +405,26 @@ fn record(door: &Door, way: &Way<'_>, head: &Peeked<'_>, cx: &mut RequestContext
         tries: 1,
         id: cx.id.as_str(),
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::IDENTITY;
+    use http::HeaderName;
+
+    #[test]
+    fn what_the_general_lane_keeps_back_does_not_pass() {
+        for name in IDENTITY {
+            assert!(stays_here(name.as_bytes()), "{name}");
+        }
+        let names = "connection transfer-encoding upgrade te trailer proxy-authenticate proxy-authorization keep-alive proxy-connection proxy-authentication-info http2-settings";
+        for name in names.split(' ') {
+            assert!(h1::is_hop_by_hop(&HeaderName::from_static(name)), "{name}");
+            let asked = format!("GET / HTTP/1.1\r\nhost: a\r\n{name}: keep-alive\r\n\r\n");
+            assert!(stays_here(name.as_bytes()) || h1::peek(asked.as_bytes(), 8192).is_none(), "{name} of a request");
+            let answered = format!("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n{name}: keep-alive\r\n\r\n");
+            assert!(ends_here(name.as_bytes()) || h1::peek_answer(answered.as_bytes(), |_| ()).is_none(), "{name} of an answer");
+        }
+    }
 }

@@ -17,4 +17,6 @@ pub use peek::{Line, Peeked, PeekedAnswer, peek, peek_answer, peek_lines};
 pub use response::{ResponseHead, parse_response};
 pub use fields::field_name;
 pub use scan::HeadScan;
+#[cfg(test)]
+pub(crate) use write::is_hop_by_hop;
 pub use write::{Connection, last_chunk, line, status_line, strip_hop_by_hop, write_interim, write_request_head, write_response_head};
