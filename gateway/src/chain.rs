@@ -93,6 +93,11 @@ impl Chain {
         self.request.is_empty() && self.to_upstream.is_empty()
     }
 
+    /// Whether the request is nothing to them once its own steps are done.
+    pub fn ignores_upstream(&self) -> bool {
+        self.to_upstream.is_empty()
+    }
+
     /// Whether the answer is nothing to its plugins, but for the log.
     pub fn ignores_answers(&self) -> bool {
         self.from_upstream.is_empty() && self.response.is_empty() && self.body.is_empty() && self.end.is_empty()
@@ -103,8 +108,9 @@ impl Chain {
         self.changes_bodies
     }
 
-    /// Last changes towards the upstream.
+    /// What the service is told of the caller, then last changes towards the upstream.
     pub fn to_upstream(&self, cx: &mut RequestContext, req: &mut request::Parts) {
+        cx.caller_fields.put_on(&mut req.headers);
         for &i in &self.to_upstream {
             self.links[i as usize].plugin.to_upstream(cx, req);
         }
@@ -117,8 +123,9 @@ impl Chain {
         }
     }
 
-    /// Changes of the answer for this client.
+    /// What the client is told, then changes of the answer for it.
     pub fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
+        cx.answer_fields.put_on(&mut res.headers);
         for &i in &self.response {
             self.links[i as usize].plugin.response(cx, res);
         }

@@ -1,6 +1,6 @@
 //! What is known of one request while it is under way.
 
-use crate::{RouteRuntime, ServiceRuntime, plugin::BeforeSend, resilience::{Guard, Priority}};
+use crate::{Fields, RouteRuntime, ServiceRuntime, plugin::BeforeSend, resilience::{Guard, Priority}};
 use bytes::Bytes;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Method, Uri, request};
 use sha2::{Digest, Sha256};
@@ -215,8 +215,11 @@ pub struct RequestContext {
     pub consumer: Option<Arc<Consumer>>,
     /// Set by authentication.
     pub identity: Option<Arc<Identity>>,
-    /// What the service is told of the caller, ready to be sent: set by the plugin that found the caller, which also puts it on the request.
-    pub caller_fields: Option<Arc<[(HeaderName, HeaderValue)]>>,
+    /// What the service is told of the caller. Set by the plugins that found the caller, it goes on the request before the first
+    /// [`crate::Plugin::to_upstream`], and not on what is fetched for a cache: that is for everyone.
+    pub caller_fields: Fields,
+    /// What the client is told, whoever answers: set in request steps, it goes on the answer before the first [`crate::Plugin::response`].
+    pub answer_fields: Fields,
     /// The request's `Authorization` is a guest token of Weir's own: its bearer is nobody in particular.
     pub guest: bool,
     /// Set by a caching plugin or page rule: look here before asking the upstream.
@@ -281,7 +284,8 @@ impl RequestContext {
             captures: None,
             consumer: None,
             identity: None,
-            caller_fields: None,
+            caller_fields: Fields::default(),
+            answer_fields: Fields::default(),
             guest: false,
             plan: None,
             refresh: false,

@@ -7,6 +7,7 @@ pub mod chain;
 pub mod client;
 pub mod context;
 pub mod dns;
+pub mod fields;
 pub mod metrics;
 pub mod plugin;
 pub mod reply;
@@ -31,6 +32,7 @@ pub fn codings(configured: &[weir_config::Encoding]) -> weir_cache::Codings {
 }
 
 pub use chain::{Chain, Chains, Progress, Walked};
+pub use fields::Fields;
 pub use context::{Client, Consumer, Identity, RequestContext, RequestId, Scheme};
 pub use plugin::{BuildEnv, Flow, Phases, Plugin, Register};
 pub use reply::Reply;

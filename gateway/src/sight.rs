@@ -61,7 +61,7 @@ pub struct Names {
     lengths: u64,
 }
 
-fn length_bit(length: usize) -> u64 {
+pub(crate) fn length_bit(length: usize) -> u64 {
     1 << length.min(63)
 }
 
@@ -80,11 +80,6 @@ impl Names {
     /// The names themselves.
     pub fn iter(&self) -> impl Iterator<Item = &HeaderName> {
         self.all.iter()
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.all.len()
     }
 
     /// Whether a name is among them, however it is spelled.

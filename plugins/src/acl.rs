@@ -64,10 +64,6 @@ pub struct Acl {
     consumer_groups: bool,
 }
 
-/// The field for the upstream.
-#[derive(Clone)]
-struct Told(HeaderName, HeaderValue);
-
 impl Acl {
     fn passes(&self, groups: &[String]) -> bool {
         groups.iter().any(|group| self.groups.contains(group)) != self.deny
@@ -84,7 +80,7 @@ impl Acl {
 
 impl Plugin for Acl {
     fn phases(&self) -> Phases {
-        if self.hide { Phases::REQUEST } else { Phases::REQUEST | Phases::TO_UPSTREAM }
+        Phases::REQUEST
     }
 
     fn sees_of_request(&self) -> Sight {
@@ -108,16 +104,10 @@ impl Plugin for Acl {
             let message = "You cannot consume this service";
             return Flow::Reply(Reply::error(BY, cx, req.headers.get(header::ACCEPT), StatusCode::FORBIDDEN, message));
         }
-        if let (false, Ok(value)) = (groups.is_empty(), HeaderValue::from_bytes(groups.join(", ").as_bytes())) {
-            cx.state.insert(Told(name, value));
+        if !self.hide && !groups.is_empty() && let Ok(value) = HeaderValue::from_bytes(groups.join(", ").as_bytes()) {
+            cx.caller_fields.set(name, value);
         }
         Flow::Continue
-    }
-
-    fn to_upstream(&self, cx: &mut RequestContext, req: &mut request::Parts) {
-        if let Some(Told(name, value)) = cx.state.get::<Told>() {
-            req.headers.insert(name.clone(), value.clone());
-        }
     }
 }
 

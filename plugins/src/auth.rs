@@ -6,14 +6,14 @@
 
 use crate::jwt::Credential;
 use aws_lc_rs::{constant_time::verify_slices_are_equal, hmac, rand};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, request};
+use http::{HeaderName, HeaderValue, Method, StatusCode};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use std::{
     collections::HashMap,
     sync::{Arc, Weak},
 };
-use weir_gateway::{BuildEnv, Consumer, Environment, Flow, Identity, Reply, RequestContext};
+use weir_gateway::{BuildEnv, Consumer, Environment, Fields, Flow, Identity, Reply, RequestContext};
 
 const ID: HeaderName = HeaderName::from_static("x-consumer-id");
 const CUSTOM_ID: HeaderName = HeaderName::from_static("x-consumer-custom-id");
@@ -150,8 +150,7 @@ impl Indexes {
     }
 }
 
-/// Who makes a request, kept for the step towards the upstream.
-#[derive(Clone)]
+/// Who makes a request.
 pub(crate) struct Caller {
     /// `None` for the bearer of a foreign token that is no consumer.
     pub(crate) consumer: Option<Arc<Consumer>>,
@@ -213,30 +212,26 @@ impl Gate {
             }
         };
         self.environment.metrics.plugin(self.by, outcome);
-        cx.consumer.clone_from(&caller.consumer);
-        cx.identity.clone_from(&caller.identity);
-        cx.state.insert(caller);
-        Flow::Continue
-    }
-
-    /// Tells the upstream who calls. In the last step and not before: what is fetched for the cache, and so for everyone, names no one.
-    pub(crate) fn tell(cx: &RequestContext, req: &mut request::Parts) {
-        let Some(caller) = cx.state.get::<Caller>() else { return };
         let entity = caller.consumer.as_ref().map(|c| &c.entity);
-        let headers = &mut req.headers;
-        set(headers, ID, entity.map(|e| e.id.as_str()));
-        set(headers, CUSTOM_ID, entity.and_then(|e| e.custom_id.as_deref()));
-        set(headers, USERNAME, entity.and_then(|e| e.username.as_deref()));
-        set(headers, CREDENTIAL, caller.identity.as_ref().and_then(|i| i.credential.as_deref()));
-        set(headers, ANONYMOUS, caller.identity.is_none().then_some("true"));
+        let credential = caller.identity.as_ref().and_then(|i| i.credential.as_deref());
+        let fields = &mut cx.caller_fields;
+        fields.reserve(4);
+        set(fields, ID, entity.map(|e| e.id.as_str()));
+        set(fields, CUSTOM_ID, entity.and_then(|e| e.custom_id.as_deref()));
+        set(fields, USERNAME, entity.and_then(|e| e.username.as_deref()));
+        set(fields, CREDENTIAL, credential);
+        set(fields, ANONYMOUS, caller.identity.is_none().then_some("true"));
+        cx.consumer = caller.consumer;
+        cx.identity = caller.identity;
+        Flow::Continue
     }
 }
 
 /// Sets a field, or removes it.
-fn set(headers: &mut HeaderMap, name: HeaderName, value: Option<&str>) {
+fn set(fields: &mut Fields, name: HeaderName, value: Option<&str>) {
     match value.map(|v| HeaderValue::from_bytes(v.as_bytes())) {
-        Some(Ok(value)) => headers.insert(name, value),
-        _ => headers.remove(name),
+        Some(Ok(value)) => fields.set(name, value),
+        _ => fields.remove(&name),
     };
 }
 

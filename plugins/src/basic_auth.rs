@@ -85,7 +85,7 @@ impl BasicAuth {
 
 impl Plugin for BasicAuth {
     fn phases(&self) -> Phases {
-        Phases::REQUEST | Phases::TO_UPSTREAM
+        Phases::REQUEST
     }
 
     fn sees_of_request(&self) -> Sight {
@@ -101,10 +101,6 @@ impl Plugin for BasicAuth {
             reply.with("www-authenticate", &self.challenge)
         });
         self.gate.decide(cx, found)
-    }
-
-    fn to_upstream(&self, cx: &mut RequestContext, req: &mut request::Parts) {
-        Gate::tell(cx, req);
     }
 }
 

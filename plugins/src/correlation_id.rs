@@ -1,7 +1,7 @@
 //! `correlation-id`: one id for a request wherever it goes.
 
 use crate::{Configured, Live, header_name};
-use http::{HeaderName, HeaderValue, request, response};
+use http::{HeaderName, HeaderValue, request};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use std::{
@@ -75,7 +75,7 @@ pub struct CorrelationId {
     next: AtomicU64,
 }
 
-/// The request's id, kept for the answer and for logs.
+/// The request's id, kept for logs.
 #[derive(Clone)]
 pub(crate) struct Id(pub(crate) HeaderValue);
 
@@ -96,17 +96,10 @@ impl CorrelationId {
 
 impl Plugin for CorrelationId {
     fn phases(&self) -> Phases {
-        match self.echo {
-            true => Phases::REQUEST | Phases::RESPONSE,
-            false => Phases::REQUEST,
-        }
+        Phases::REQUEST
     }
 
     fn sees_of_request(&self) -> Sight {
-        Sight::Only(vec![self.header.clone()])
-    }
-
-    fn sees_of_answer(&self) -> Sight {
         Sight::Only(vec![self.header.clone()])
     }
 
@@ -115,14 +108,11 @@ impl Plugin for CorrelationId {
         let Some(id) = given.or_else(|| self.make(cx)) else { return Flow::Continue };
         // Also when it was given: one field, so that upstream and client read the same.
         req.headers.insert(self.header.clone(), id.clone());
+        if self.echo {
+            cx.answer_fields.set(self.header.clone(), id.clone());
+        }
         cx.state.insert(Id(id));
         Flow::Continue
-    }
-
-    fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
-        if let Some(Id(id)) = cx.state.get::<Id>() {
-            res.headers.insert(self.header.clone(), id.clone());
-        }
     }
 }
 

@@ -385,7 +385,7 @@ impl Jwt {
 #[async_trait]
 impl Plugin for Jwt {
     fn phases(&self) -> Phases {
-        Phases::TO_UPSTREAM | if self.set.is_some() { Phases::REQUEST_WAIT } else { Phases::REQUEST }
+        if self.set.is_some() { Phases::REQUEST_WAIT } else { Phases::REQUEST }
     }
 
     fn sees_of_request(&self) -> Sight {
@@ -406,10 +406,6 @@ impl Plugin for Jwt {
         }
         let found = self.check(cx, req).await.map_err(|refusal| self.reply(&refusal));
         self.gate.decide(cx, found)
-    }
-
-    fn to_upstream(&self, cx: &mut RequestContext, req: &mut request::Parts) {
-        Gate::tell(cx, req);
     }
 }
 

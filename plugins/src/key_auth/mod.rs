@@ -192,7 +192,7 @@ impl KeyAuth {
 
 impl Plugin for KeyAuth {
     fn phases(&self) -> Phases {
-        Phases::REQUEST | Phases::TO_UPSTREAM
+        Phases::REQUEST
     }
 
     fn sees_of_request(&self) -> Sight {
@@ -217,10 +217,6 @@ impl Plugin for KeyAuth {
             return Flow::Reply(Reply::error(BY, cx, req.headers.get(header::ACCEPT), StatusCode::PAYLOAD_TOO_LARGE, message));
         }
         self.gate.decide(cx, found)
-    }
-
-    fn to_upstream(&self, cx: &mut RequestContext, req: &mut request::Parts) {
-        Gate::tell(cx, req);
     }
 }
 

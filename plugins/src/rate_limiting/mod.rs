@@ -21,13 +21,13 @@ pub(crate) use who::{By, Prefixes, Who};
 
 use crate::{Configured, Live};
 use async_trait::async_trait;
-use http::{StatusCode, header, request, response};
+use http::{StatusCode, header, request};
 use leases::{Leases, Wanted};
 use settings::{Checked, Rules};
 use smallvec::SmallVec;
 use std::sync::Arc;
 use prometheus::IntCounter;
-use told::{Fields, Told, seconds};
+use told::seconds;
 use weir_config::{Diagnostic, Node};
 use weir_gateway::{BuildEnv, Environment, Flow, Phases, Plugin, Reply, RequestContext, Sight};
 use weir_store::limits::{Asked, Clock, How, Key, Meters, Method, Outcome};
@@ -168,8 +168,8 @@ impl RateLimiting {
     /// Writes down what the answer will tell, and answers if a limit is passed.
     fn decide(&self, cx: &mut RequestContext, req: &request::Parts, outcome: &Outcome) -> Flow {
         if outcome.allowed { &self.allowed } else { &self.limited }.inc();
-        if self.rules.told.is_some() {
-            cx.state.insert(Told::new(&outcome.readings));
+        if let Some(fields) = &self.rules.told {
+            fields.tell(&outcome.readings, &mut cx.answer_fields);
         }
         if outcome.allowed {
             return Flow::Continue;
@@ -198,8 +198,7 @@ impl RateLimiting {
 #[async_trait]
 impl Plugin for RateLimiting {
     fn phases(&self) -> Phases {
-        let request = if self.rules.policy == Policy::Local { Phases::REQUEST } else { Phases::REQUEST_WAIT };
-        if self.rules.told.is_some() { request | Phases::RESPONSE } else { request }
+        if self.rules.policy == Policy::Local { Phases::REQUEST } else { Phases::REQUEST_WAIT }
     }
 
     fn sees_of_request(&self) -> Sight {
@@ -213,10 +212,6 @@ impl Plugin for RateLimiting {
             }
         }
         Sight::Only(names)
-    }
-
-    fn sees_of_answer(&self) -> Sight {
-        Sight::Only(self.rules.told.iter().flat_map(Fields::names).collect())
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {
@@ -238,12 +233,6 @@ impl Plugin for RateLimiting {
         match self.in_store(prepared, cost).await {
             Ok(outcome) => self.decide(cx, req, &outcome),
             Err(error) => self.away(cx, req, cost, &error),
-        }
-    }
-
-    fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
-        if let (Some(fields), Some(told)) = (&self.rules.told, cx.state.get::<Told>()) {
-            fields.write(told, &mut res.headers);
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What answers tell of the limits: Kong's fields, and those of draft-ietf-httpapi-ratelimit-headers (revision 10 and later: structured fields).
 
 use super::settings::Checked;
-use http::{HeaderMap, HeaderName, HeaderValue};
-use smallvec::SmallVec;
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue};
 use std::{fmt::Write, sync::LazyLock};
+use weir_gateway::Fields as AnswerFields;
 use weir_store::limits::{Method, Reading};
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
@@ -30,20 +31,9 @@ struct Shown {
     span: u64,
 }
 
-/// Of a rule: what is left, and the seconds until there is more. Kept for the response step.
-#[derive(Clone)]
-pub(crate) struct Told(SmallVec<[(u64, u64); 4]>);
-
 /// Whole seconds that are not over too early.
 pub(crate) fn seconds(micros: u64) -> u64 {
     micros.div_ceil(1_000_000)
-}
-
-impl Told {
-    pub fn new(readings: &[Reading]) -> Told {
-        // A rule that refuses names the time that its caller has to wait; `Retry-After` is never before it.
-        Told(readings.iter().map(|r| (r.left, seconds(if r.wait == u64::MAX { r.reset } else { r.reset.max(r.wait) }))).collect())
-    }
 }
 
 /// A number as a value: small ones cost nothing.
@@ -80,35 +70,40 @@ impl Fields {
         fields
     }
 
-    /// The names of all fields that are written.
-    pub fn names(&self) -> impl Iterator<Item = HeaderName> {
-        let periods = self.periods.iter().flat_map(|(limit, remaining)| [limit.clone(), remaining.clone()]);
-        periods.chain([LIMIT, REMAINING, RESET, POLICY, STATE])
-    }
-
-    /// Writes all fields.
-    pub fn write(&self, told: &Told, headers: &mut HeaderMap) {
-        let told = || self.rules.iter().zip(&told.0);
+    /// Sets all fields.
+    pub fn tell(&self, readings: &[Reading], to: &mut AnswerFields) {
+        // Of a rule: what is left, and the seconds until there is more. One that refuses names the time that its caller has to wait;
+        // `Retry-After` is never before it.
+        let reset = |r: &Reading| seconds(if r.wait == u64::MAX { r.reset } else { r.reset.max(r.wait) });
+        let told = || self.rules.iter().zip(readings);
+        to.reserve(2 * self.periods.len() + 5);
         // Of a period the rule with the least left; of all the one with the least left, and of two the longer, since it is the one that stays.
         for (place, (limit, remaining)) in self.periods.iter().enumerate() {
-            if let Some((rule, (left, _))) = told().filter(|(rule, _)| rule.period == place).min_by_key(|(_, (left, _))| *left) {
-                headers.insert(limit.clone(), rule.limit.clone());
-                headers.insert(remaining.clone(), number(*left));
+            if let Some((rule, reading)) = told().filter(|(rule, _)| rule.period == place).min_by_key(|(_, reading)| reading.left) {
+                to.set(limit.clone(), rule.limit.clone());
+                to.set(remaining.clone(), number(reading.left));
             }
         }
-        if let Some((rule, (left, reset))) = told().min_by_key(|(rule, (left, _))| (*left, u64::MAX - rule.span)) {
-            headers.insert(LIMIT, rule.limit.clone());
-            headers.insert(REMAINING, number(*left));
-            headers.insert(RESET, number((*reset).max(1)));
+        if let Some((rule, reading)) = told().min_by_key(|(rule, reading)| (reading.left, u64::MAX - rule.span)) {
+            to.set(LIMIT, rule.limit.clone());
+            to.set(REMAINING, number(reading.left));
+            to.set(RESET, number(reset(reading).max(1)));
         }
-        let mut state = String::with_capacity(32 * self.rules.len());
-        for (rule, (left, reset)) in told() {
-            let comma = if state.is_empty() { "" } else { ", " };
-            let _ = write!(state, "{comma}{};r={left};t={reset}", rule.name);
+        let mut state = Vec::with_capacity(32 * self.rules.len());
+        let mut digits = itoa::Buffer::new();
+        for (rule, reading) in told() {
+            if !state.is_empty() {
+                state.extend_from_slice(b", ");
+            }
+            state.extend_from_slice(rule.name.as_bytes());
+            state.extend_from_slice(b";r=");
+            state.extend_from_slice(digits.format(reading.left).as_bytes());
+            state.extend_from_slice(b";t=");
+            state.extend_from_slice(digits.format(reset(reading)).as_bytes());
         }
-        headers.insert(POLICY, self.policy.clone());
-        if let Ok(state) = HeaderValue::try_from(state) {
-            headers.insert(STATE, state);
+        to.set(POLICY, self.policy.clone());
+        if let Ok(state) = HeaderValue::from_maybe_shared(Bytes::from(state)) {
+            to.set(STATE, state);
         }
     }
 }

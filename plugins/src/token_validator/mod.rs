@@ -204,7 +204,10 @@ impl TokenValidator {
         }
         self.passed.inc();
         cx.identity = Some(known.identity.clone());
-        cx.caller_fields = Some(known.fields.clone());
+        cx.caller_fields.reserve(known.fields.len());
+        for (name, value) in known.fields.iter() {
+            cx.caller_fields.set(name.clone(), value.clone());
+        }
         Flow::Continue
     }
 
@@ -262,13 +265,10 @@ impl TokenValidator {
 
 /// Removes headers that only this plugin may set, also in the spellings that some upstreams read as the same (`X_User_Id`).
 fn remove_identity(headers: &mut HeaderMap, names: &[(HeaderName, String)]) {
-    let underscored: Vec<HeaderName> = headers
-        .keys()
-        .filter(|k| k.as_str().contains('_'))
-        .filter(|k| names.iter().any(|(name, _)| name.as_str().len() == k.as_str().len() && name.as_str() == k.as_str().replace('_', "-")))
-        .cloned()
-        .collect();
-    for name in names.iter().map(|(name, _)| name).chain(&underscored) {
+    let like = |name: &str, found: &str| name.len() == found.len() && name.bytes().zip(found.bytes()).all(|(a, b)| a == b || (a == b'-' && b == b'_'));
+    // Few requests have one: to look at the names costs less than to ask for each of them.
+    let found: Vec<HeaderName> = headers.keys().filter(|k| names.iter().any(|(name, _)| like(name.as_str(), k.as_str()))).cloned().collect();
+    for name in found {
         headers.remove(name);
     }
 }
@@ -309,8 +309,8 @@ fn text(value: &Value) -> Option<String> {
 #[async_trait]
 impl Plugin for TokenValidator {
     fn phases(&self) -> Phases {
-        let end = if self.rules.logout_paths.is_empty() { Phases::TO_UPSTREAM } else { Phases::TO_UPSTREAM | Phases::END };
-        Phases::REQUEST | Phases::REQUEST_WAIT | end
+        let steps = Phases::REQUEST | Phases::REQUEST_WAIT;
+        if self.rules.logout_paths.is_empty() { steps } else { steps | Phases::END }
     }
 
     fn sees_of_request(&self) -> Sight {
@@ -359,13 +359,6 @@ impl Plugin for TokenValidator {
                 self.pass(cx, &known)
             }
             Err(refusal) => self.refuse(cx, &refusal),
-        }
-    }
-
-    /// Here and not in the request step: what is fetched for the cache, and so for everyone, carries no one's identity.
-    fn to_upstream(&self, cx: &mut RequestContext, req: &mut request::Parts) {
-        for (name, value) in cx.caller_fields.iter().flat_map(|fields| fields.iter()) {
-            req.headers.insert(name.clone(), value.clone());
         }
     }
 

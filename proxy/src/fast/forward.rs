@@ -24,9 +24,9 @@ use crate::{
     wire::{Wire, send},
 };
 use bytes::{Buf, Bytes};
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request, response, uri::PathAndQuery};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header, request, response, uri::PathAndQuery};
 use smallvec::SmallVec;
-use std::{borrow::Cow, io, sync::{Arc, LazyLock}, time::Duration};
+use std::{borrow::Cow, cell::Cell, io, sync::{Arc, LazyLock}, time::Duration};
 use tokio::time::Instant;
 use weir_config::{HeaderNames, PathHandling};
 use weir_gateway::{
@@ -168,8 +168,10 @@ impl Lane {
         let mut seen = None;
         let mut progress = None;
         if !chain.ignores_requests() {
-            let Some(parts) = seen_of(&head, &fields, &way.sights.request) else { return Served::No };
-            let parts = seen.insert(parts);
+            let parts = seen.insert(self.seen.take().unwrap_or_else(|| Request::new(()).into_parts().0));
+            if show(parts, &head, &fields, &way.sights.request).is_none() {
+                return Served::No;
+            }
             let mut at = way.route.chains.begin(&cx);
             match way.route.chains.walk(&mut cx, parts, &mut at) {
                 Walked::Through => {}
@@ -190,7 +192,9 @@ impl Lane {
             return begun(cx, progress, None, seen, Some(Begun { endpoint, sent: None }));
         };
         cx.times.forwarded = Some(at.into_std().saturating_duration_since(cx.started));
-        if let Some(parts) = &mut seen {
+        if !chain.ignores_upstream()
+            && let Some(parts) = &mut seen
+        {
             chain.to_upstream(&mut cx, parts);
         }
         self.tail.clear();
@@ -199,6 +203,7 @@ impl Lane {
         }
         write_request(&mut self.tail, &way, &head, &fields, &self.peer, &cx, &endpoint, seen.as_ref().map(|parts| &parts.headers));
         drop(fields);
+        let _others = Others::meet().await;
         up.deadline.set(way.service.write_timeout);
         if send(&mut up.stream, &mut up.deadline, [&self.tail, &[], &[]]).await.is_err() {
             return begun(cx, progress, None, seen, Some(Begun { endpoint, sent: None }));
@@ -246,6 +251,7 @@ impl Lane {
             cx.failure = Some(if error.kind() == io::ErrorKind::TimedOut { "client-slow" } else { "client-gone" });
         }
         record(door, &way, &head, &mut cx);
+        self.seen = seen;
         let length = head.length;
         received.clear();
         Wire::spare(received);
@@ -268,17 +274,40 @@ fn hand_over(
     Served::Begun(Box::new(Handed { live: live.clone(), cx, stage }))
 }
 
-/// The request with nothing but the fields that are looked at.
-fn seen_of(head: &Peeked<'_>, fields: &[h1::Line<'_>], names: &Names) -> Option<request::Parts> {
-    let mut parts = Request::new(()).into_parts().0;
+/// Makes of `parts` the request with nothing but the fields that are looked at.
+fn show(parts: &mut request::Parts, head: &Peeked<'_>, fields: &[h1::Line<'_>], names: &Names) -> Option<()> {
     parts.uri = Uri::from(PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(head.target.as_bytes())).ok()?);
-    parts.headers.reserve(names.count());
+    parts.headers.clear();
     for &(name, value) in fields {
         if names.have(name) && !stays_here(name) {
             parts.headers.append(h1::field_name(name)?, HeaderValue::from_bytes(value).ok()?);
         }
     }
-    Some(parts)
+    Some(())
+}
+
+/// A request of this thread that is between its service and its client.
+struct Others;
+
+thread_local!(static UNDER_WAY: Cell<usize> = const { Cell::new(0) });
+
+impl Others {
+    /// Lets the other requests that arrived with this one come as far before anything is sent: what is sent then goes out in one go, and
+    /// whoever receives it is woken less often. A request that is alone waits for nobody.
+    async fn meet() -> Others {
+        let others = UNDER_WAY.replace(UNDER_WAY.get() + 1);
+        let counted = Others;
+        if others > 0 {
+            tokio::task::yield_now().await;
+        }
+        counted
+    }
+}
+
+impl Drop for Others {
+    fn drop(&mut self) {
+        UNDER_WAY.set(UNDER_WAY.get().saturating_sub(1));
+    }
 }
 
 /// Appends texts one behind the other: what is known when this is compiled costs no call.
@@ -308,13 +337,19 @@ fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[
     let host = if route.preserve_host { head.host.as_bytes() } else { endpoint.host_header(way.service).as_bytes() };
     put!(out, b" HTTP/1.1\r\nhost: ", host, b"\r\n");
     let kong = route.headers == HeaderNames::Kong;
+    let told = &cx.caller_fields;
     for &(name, value) in fields {
         let ours = stays_here(name) || way.sights.request.have(name) || (kong && name.eq_ignore_ascii_case(b"x-kong-request-id"));
-        if !ours {
+        if !ours && !told.have(name) {
             pass(out, name, value);
         }
     }
-    for (name, value) in seen.into_iter().flatten() {
+    // Where a plugin had a say in them they are among what it left.
+    let apart = way.route.chains.base.ignores_upstream();
+    for (name, value) in seen.into_iter().flatten().filter(|(name, _)| !apart || told.get(name).is_none()) {
+        h1::line(out, name, value);
+    }
+    for (name, value) in told.iter().filter(|_| apart) {
         h1::line(out, name, value);
     }
     let (id, client) = (cx.id.as_str().as_bytes(), &cx.client);
@@ -339,8 +374,7 @@ fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, status: Statu
     if !chain.ignores_answers() {
         let mut parts: response::Parts = Response::new(()).into_parts().0;
         parts.status = status;
-        parts.headers.reserve(sights.answer.count());
-        for (name, value) in lines.iter().filter(|(name, _)| sights.answer.have(name) && !ends_here(name)) {
+        for (name, value) in lines.iter().filter(|(name, _)| sights.answer.have(name) && !ends_here(name) && !cx.answer_fields.have(name)) {
             if let (Some(name), Ok(value)) = (h1::field_name(name), HeaderValue::from_bytes(value)) {
                 parts.headers.append(name, value);
             }
@@ -354,17 +388,21 @@ fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, status: Statu
     h1::status_line(out, status);
     let (mut dated, mut has_id) = (false, false);
     for &(name, value) in lines {
-        if ends_here(name) || times::are_ours(names, name) || sights.answer.have(name) {
+        if ends_here(name) || times::are_ours(names, name) || sights.answer.have(name) || cx.answer_fields.have(name) {
             continue;
         }
         dated |= name.eq_ignore_ascii_case(b"date");
         has_id |= name.eq_ignore_ascii_case(b"x-request-id");
         pass(out, name, value);
     }
-    for (name, value) in seen.iter().flat_map(|parts| &parts.headers) {
+    let mut set = |name: &HeaderName, value: &HeaderValue| {
         dated |= *name == header::DATE;
         has_id |= *name == crate::work::X_REQUEST_ID;
         h1::line(out, name, value);
+    };
+    match &seen {
+        Some(parts) => parts.headers.iter().for_each(|(name, value)| set(name, value)),
+        None => cx.answer_fields.iter().for_each(|(name, value)| set(name, value)),
     }
     let id = cx.id.as_str().as_bytes();
     if !has_id {
@@ -411,7 +449,6 @@ fn record(door: &Door, way: &Way<'_>, head: &Peeked<'_>, cx: &mut RequestContext
 mod tests {
     use super::*;
     use crate::gateway::IDENTITY;
-    use http::HeaderName;
 
     #[test]
     fn what_the_general_lane_keeps_back_does_not_pass() {

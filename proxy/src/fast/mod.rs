@@ -27,7 +27,7 @@ use crate::{
 };
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request};
 use std::{sync::Arc, time::Instant};
 use weir_cache::{Accepted, Entry, Report, Tier, Variant, Verdict, status};
 use weir_config::{CacheHeaders, HeaderNames};
@@ -42,6 +42,8 @@ pub struct Lane {
     tail: Vec<u8>,
     /// The client's address as text.
     peer: Vec<u8>,
+    /// What plugins were shown of the last request; its room is used again.
+    seen: Option<request::Parts>,
 }
 
 /// What became of the bytes that arrived.
