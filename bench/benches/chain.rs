@@ -60,7 +60,8 @@ fn run(c: &mut Criterion) {
             let mut res = Response::new(()).into_parts().0;
             bench.bench_function(BenchmarkId::from_parameter(plugins), |b| {
                 b.iter(|| {
-                    let (chain, reply) = chains.request(&mut cx, &mut req).now_or_never().expect("no plugin here waits");
+                    let begun = chains.begin(&cx);
+                    let (chain, reply) = chains.request(&mut cx, &mut req, begun).now_or_never().expect("no plugin here waits");
                     assert!(reply.is_none());
                     chain.response(&mut cx, &mut res);
                     black_box(&res);
