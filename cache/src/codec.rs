@@ -1,13 +1,16 @@
 //! How slots lie in the store. Every number little-endian:
 //!
 //! ```text
-//! "WEIR" | version 1 | kind 1 | key length 4 | key | checksum 8 over all before it and the section after it
+//! "WEIR" | version 1 | kind 1 | key length 4 | key | checksum 8
 //! entry:  status 2 | flags 2 | response 8 | initial age 8 | lifetime 8 | swr 8 | sie 8 | fetch 8
 //!         | head length 4 | hidden length 4 | tags length 4 | body length 8 | checksum 8
 //!         | packed length 4 | br, zstd, gzip length 4 each | head | hidden | tags | body | br | zstd | gzip
 //! spec:   generation 8 | names length 4 | checksum 8 | names, one a line
 //! pass:   until 8 | reason length 4 | checksum 8 | reason
 //! ```
+//!
+//! The checksum is XXH3 (64 bits) of head, hidden part and tags (or of names, or of the reason) seeded with that of all that stands before
+//! the checksum: against accidents, not against enemies.
 //!
 //! A packed length other than 0: the body lies there as a zstd frame of that length, which gives the body length; if it is all ones, the
 //! body is what the zstd variant gives. In memory bodies are never packed. The heads of the variants are made from the head.
@@ -22,11 +25,12 @@ use crate::{
     vary::Spec,
 };
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, StatusCode};
 use std::sync::Arc;
+use xxhash_rust::xxh3::{Xxh3, xxh3_64, xxh3_64_with_seed};
 
 const MAGIC: &[u8; 4] = b"WEIR";
-const VERSION: u8 = 4;
+const VERSION: u8 = 5;
 const ENTRY: u8 = 1;
 /// Bytes between the length of the tags and the checksum.
 const AFTER_TAGS: usize = 8;
@@ -117,7 +121,7 @@ fn write(key: &str, meta: &Meta, parts: [&[u8]; 3], length: usize, packed: u32, 
     }
     out.extend_from_slice(&(length as u64).to_le_bytes());
     let [head, hidden, tags] = parts;
-    let sum = checksum(&[&out, head, hidden, tags]);
+    let sum = checksum(&out, &[head, hidden, tags]);
     out.extend_from_slice(&sum.to_le_bytes());
     // After the checksum: up to there, an entry begins alike whether it is packed or not.
     out.extend_from_slice(&packed.to_le_bytes());
@@ -153,7 +157,7 @@ pub fn encode_spec(key: &str, spec: &Spec) -> Bytes {
     let mut out = begin(SPEC, key, 24 + names.len());
     out.extend_from_slice(&spec.generation.to_le_bytes());
     out.extend_from_slice(&(names.len() as u32).to_le_bytes());
-    let sum = checksum(&[&out, names.as_bytes()]);
+    let sum = checksum(&out, &[names.as_bytes()]);
     out.extend_from_slice(&sum.to_le_bytes());
     out.extend_from_slice(names.as_bytes());
     out.into()
@@ -164,7 +168,7 @@ pub fn encode_pass(key: &str, until_ms: u64, reason: &str) -> Bytes {
     let mut out = begin(PASS, key, 20 + reason.len());
     out.extend_from_slice(&until_ms.to_le_bytes());
     out.extend_from_slice(&(reason.len() as u32).to_le_bytes());
-    let sum = checksum(&[&out, reason.as_bytes()]);
+    let sum = checksum(&out, &[reason.as_bytes()]);
     out.extend_from_slice(&sum.to_le_bytes());
     out.extend_from_slice(reason.as_bytes());
     out.into()
@@ -225,7 +229,7 @@ pub(crate) fn restamp(raw: &Bytes, change: impl FnOnce(&mut Meta)) -> Option<(By
         new.get_mut(place..place + 8)?.copy_from_slice(&number.to_le_bytes());
         place += 8;
     }
-    let sum = checksum(&[&new, covered]);
+    let sum = checksum(&new, &[covered]);
     new.extend_from_slice(&sum.to_le_bytes());
     Some((raw.slice(..start), new))
 }
@@ -266,10 +270,8 @@ impl<'a> Reader<'a> {
     }
 
     /// The checksum that stands here covers all before it and `after`.
-    fn check(&mut self, after: &[&[u8]]) -> Result<(), Unreadable> {
-        let mut parts = vec![&self.raw[..self.at]];
-        parts.extend_from_slice(after);
-        let sum = checksum(&parts);
+    fn check(&mut self, after: &[u8]) -> Result<(), Unreadable> {
+        let sum = xxh3_64_with_seed(after, xxh3_64(&self.raw[..self.at]));
         if self.u64()? == sum { Ok(()) } else { Err(Unreadable::Checksum) }
     }
 
@@ -298,7 +300,9 @@ impl<'a> Reader<'a> {
         self.at += 8;
         let packed = self.u32()?;
         let variants = [self.u32()?, self.u32()?, self.u32()?];
+        let from = self.at;
         let (head, hidden, tags) = (self.part(head)?, self.part(hidden)?, self.part(tags)?);
+        let covered = &self.raw[from..self.at];
         let body = self.part(match packed {
             0 => length,
             AS_ZSTD => 0,
@@ -308,7 +312,7 @@ impl<'a> Reader<'a> {
         let bodies = Bodies { br: br?, zstd: zstd?, gzip: gzip? };
         self.end()?;
         self.at = numbers;
-        self.check(&[&head, &hidden, &tags])?;
+        self.check(covered)?;
         if StatusCode::from_u16(meta.status).is_err() || !head_is_sound(&head, &meta, length) || !fields_are_sound(&hidden) {
             return Err(Unreadable::Head);
         }
@@ -335,7 +339,7 @@ impl<'a> Reader<'a> {
         let reason = self.part(length)?;
         self.end()?;
         self.at = numbers;
-        self.check(&[&reason])?;
+        self.check(&reason)?;
         Ok(Stored::Pass { until_ms, reason: reasons::known(&reason) })
     }
 
@@ -347,7 +351,7 @@ impl<'a> Reader<'a> {
         let names = self.part(length)?;
         self.end()?;
         self.at = numbers;
-        self.check(&[&names])?;
+        self.check(&names)?;
         let fields: Result<Vec<_>, _> = names.split(|&b| b == b'\n').map(HeaderName::from_bytes).collect();
         let mut fields = fields.map_err(|_| Unreadable::Head)?;
         fields.sort_by(|a, b| a.as_str().cmp(b.as_str()));
@@ -377,8 +381,7 @@ fn head_is_sound(head: &[u8], meta: &Meta, body: usize) -> bool {
 fn fields_are_sound(fields: &[u8]) -> bool {
     let mut seen = 0;
     for (name, value) in field_lines(fields) {
-        let Ok(parsed) = HeaderName::from_bytes(name) else { return false };
-        if HeaderValue::from_bytes(value).is_err() || !fields::may_keep(&parsed) {
+        if !fields::is_lower_name(name) || !fields::is_value(value) || !fields::may_keep(name) {
             return false;
         }
         seen += name.len() + 2 + value.len() + 2;
@@ -387,11 +390,8 @@ fn fields_are_sound(fields: &[u8]) -> bool {
     seen == fields.len()
 }
 
-/// FNV-1a, 64 bits: against accidents, not against enemies.
-fn checksum(parts: &[&[u8]]) -> u64 {
-    let mut sum = 0xcbf2_9ce4_8422_2325u64;
-    for byte in parts.iter().flat_map(|part| part.iter()) {
-        sum = (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-    }
-    sum
+fn checksum(before: &[u8], after: &[&[u8]]) -> u64 {
+    let mut sum = Xxh3::with_seed(xxh3_64(before));
+    after.iter().for_each(|part| sum.update(part));
+    sum.digest()
 }

@@ -48,6 +48,8 @@ pub struct Engine {
     /// Tells this instance's messages from others'.
     pub(crate) id: u64,
     pub(crate) store: Store,
+    /// Whether the store is at the other end of a wire.
+    pub(crate) remote: bool,
     /// Whether bodies are packed for the store.
     pub(crate) packs: bool,
     pub(crate) encoder: Encoder,
@@ -71,9 +73,11 @@ pub struct Engine {
 impl Engine {
     /// An engine over a store. Needs no runtime.
     pub fn new(store: Store, options: EngineOptions) -> Arc<Engine> {
+        let remote = store.health.kind() != "memory";
         Arc::new(Engine {
             id: fastrand::u64(..),
-            packs: options.store_zstd && store.health.kind() != "memory",
+            remote,
+            packs: options.store_zstd && remote,
             encoder: Encoder::new(),
             store,
             memory: Memory::new(options.memory_bytes),

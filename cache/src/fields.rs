@@ -30,9 +30,19 @@ const CONTROL: [&str; 6] =
     ["cache-control", "expires", "pragma", "cdn-cache-control", "weir-cache-control", "surrogate-control"];
 
 /// Whether a field with this name may stand in a stored head.
-pub fn may_keep(name: &HeaderName) -> bool {
-    let name = name.as_str();
-    !(NEVER_KEPT.contains(&name) || name == "age" || name.starts_with("x-cache-"))
+pub fn may_keep(name: impl AsRef<[u8]>) -> bool {
+    let name = name.as_ref();
+    !(NEVER_KEPT.iter().any(|never| never.as_bytes() == name) || name == b"age" || name.starts_with(b"x-cache-"))
+}
+
+/// Whether this is a field name, in lower case (RFC 9110 section 5.1).
+pub fn is_lower_name(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9') || b"!#$%&'*+-.^_`|~".contains(byte))
+}
+
+/// Whether this may stand as a field's value (RFC 9110 section 5.5).
+pub fn is_value(value: &[u8]) -> bool {
+    value.iter().all(|byte| *byte == b'\t' || (*byte >= b' ' && *byte != 0x7f))
 }
 
 /// The fields that may stand in a stored head.

@@ -303,11 +303,11 @@ impl Engine {
     }
 
     async fn mark_one(&self, key: String, at_ms: u64) -> StoreResult<(String, bool)> {
-        let Some(blob) = self.store.blobs.get(&key).await? else { return Ok((key, false)) };
-        let Ok(Stored::Entry(entry)) = codec::decode_any(&blob.value) else { return Ok((key, false)) };
+        let Some(value) = self.store.blobs.get(&key).await? else { return Ok((key, false)) };
+        let Ok(Stored::Entry(entry)) = codec::decode_any(&value) else { return Ok((key, false)) };
         let age = entry.age_ms(at_ms);
         if age < entry.meta().lifetime_ms
-            && let Some((old, new)) = codec::restamp(&blob.value, |meta| meta.lifetime_ms = age)
+            && let Some((old, new)) = codec::restamp(&value, |meta| meta.lifetime_ms = age)
         {
             // If it begins otherwise by now, a newer response came in between, which is not meant.
             self.store.blobs.patch(&key, &old, &new).await?;

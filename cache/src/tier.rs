@@ -1,7 +1,7 @@
 //! The store tier: reading, writing, locking and waking, with the rule that the store's trouble is never the client's.
 
 use crate::{
-    Engine, Entry,
+    Engine, Entry, block,
     codec::{self, Stored},
     memory::StoredKey,
     purge,
@@ -94,13 +94,15 @@ impl Engine {
         let mark = self.recent.read_mark();
         let absent = Read { stored: None, mark };
         let found = self.complain("get", self.store.blobs.get(&key.store_key("cache")).await);
-        let Some(blob) = (match found {
+        let Some(value) = (match found {
             Err(StoreError::Corrupt(_)) => None,
             other => other?,
         }) else {
             return Ok(absent);
         };
-        let stored = match codec::decode(&key.text(), &blob.value) {
+        // What will be kept must not keep alive what else came with it.
+        let value = if self.remote && self.memory.capacity() > 0 { block::joined(&[&value]) } else { value };
+        let stored = match codec::decode(&key.text(), &value) {
             Ok(stored) => stored,
             Err(error) => {
                 tracing::warn!(%error, key = %key.key, "stored value ignored");

@@ -351,7 +351,7 @@ impl Gated {
 
 #[async_trait]
 impl Blobs for Gated {
-    async fn get(&self, key: &str) -> StoreResult<Option<Blob>> {
+    async fn get(&self, key: &str) -> StoreResult<Option<Bytes>> {
         self.check()?;
         let answer = self.inner.blobs.get(key).await;
         if let Ok(permit) = self.answers.acquire().await {

@@ -2,6 +2,7 @@
 
 mod support;
 
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use proptest::prelude::*;
@@ -122,10 +123,7 @@ fn repair(bytes: &mut [u8]) {
     let number = |bytes: &[u8], at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().expect("four")) as usize;
     let lengths = numbers + 4 + 48;
     let parts = number(bytes, lengths) + number(bytes, lengths + 4) + number(bytes, lengths + 8);
-    let mut sum = 0xcbf2_9ce4_8422_2325u64;
-    for byte in bytes[..at].iter().chain(&bytes[at + 24..at + 24 + parts]) {
-        sum = (sum ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3);
-    }
+    let sum = xxh3_64_with_seed(&bytes[at + 24..at + 24 + parts], xxh3_64(&bytes[..at]));
     bytes[at..at + 8].copy_from_slice(&sum.to_le_bytes());
 }
 

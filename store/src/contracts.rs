@@ -55,20 +55,11 @@ impl Default for StoreOptions {
     }
 }
 
-/// A stored value and what is left of its life.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blob {
-    /// The value as it was put.
-    pub value: Bytes,
-    /// Time until it expires.
-    pub ttl: Duration,
-}
-
 /// Values with a time to live.
 #[async_trait]
 pub trait Blobs: Send + Sync {
     /// The value under `key`, if it has not expired. One round trip.
-    async fn get(&self, key: &str) -> StoreResult<Option<Blob>>;
+    async fn get(&self, key: &str) -> StoreResult<Option<Bytes>>;
     /// Stores `value` for `ttl`. With `fence`, the write is refused (`false`) when a value with a higher fence is, or within
     /// the last `ttl` was, under the key: a writer that slept through its lease can not overwrite a newer one.
     async fn put(&self, key: &str, value: Bytes, ttl: Duration, fence: Option<u64>) -> StoreResult<bool>;

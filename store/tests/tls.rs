@@ -42,7 +42,7 @@ fn speaks_tls_and_trusts_only_the_known() {
         let store = Store::open(&url, &options).await.unwrap();
         assert_eq!(store.health.check(), Ok(()));
         assert!(store.blobs.put("k", Bytes::from_static(b"v"), Duration::from_secs(60), None).await.unwrap());
-        assert_eq!(store.blobs.get("k").await.unwrap().unwrap().value, "v");
+        assert_eq!(store.blobs.get("k").await.unwrap().unwrap(), "v");
         let mut news = store.bus.subscribe("news").await.unwrap();
         store.bus.publish("news", Bytes::from_static(b"hello")).await.unwrap();
         assert_eq!(news.messages.recv().await, Some(Message::Data(Bytes::from_static(b"hello"))));

@@ -48,7 +48,7 @@ impl Faulty {
 
 #[async_trait]
 impl Blobs for Faulty {
-    async fn get(&self, key: &str) -> StoreResult<Option<Blob>> {
+    async fn get(&self, key: &str) -> StoreResult<Option<Bytes>> {
         self.check()?;
         self.inner.blobs.get(key).await
     }

@@ -2,7 +2,7 @@
 
 use super::Calls;
 use super::shards::{Shards, after};
-use crate::{Blob, Blobs, StoreResult};
+use crate::{Blobs, StoreResult};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -99,14 +99,14 @@ impl MemoryBlobs {
 
 #[async_trait]
 impl Blobs for MemoryBlobs {
-    async fn get(&self, key: &str) -> StoreResult<Option<Blob>> {
+    async fn get(&self, key: &str) -> StoreResult<Option<Bytes>> {
         self.calls.count();
         let now = Instant::now();
         let shard = self.entries.of(key);
         let Some((entry, _)) = shard.get(key, now) else { return Ok(None) };
-        Ok(entry.value.as_ref().filter(|(_, end)| *end > now).map(|(value, end)| {
+        Ok(entry.value.as_ref().filter(|(_, end)| *end > now).map(|(value, _)| {
             entry.used.store(true, Relaxed);
-            Blob { value: value.clone(), ttl: *end - now }
+            value.clone()
         }))
     }
 

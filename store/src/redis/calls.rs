@@ -5,7 +5,7 @@ use super::link::Link;
 use super::{meters, scripts};
 use super::url::Kind;
 use crate::limits::How;
-use crate::{Blob, Blobs, COUNTER_MAX, Charge, Charged, Counters, Lease, Locks, StoreError, StoreResult, token};
+use crate::{Blobs, COUNTER_MAX, Charge, Charged, Counters, Lease, Locks, StoreError, StoreResult, token};
 use async_trait::async_trait;
 use bytes::Bytes;
 use redis::cluster_routing::Slot;
@@ -29,14 +29,8 @@ impl RedisCalls {
 
 #[async_trait]
 impl Blobs for RedisCalls {
-    async fn get(&self, name: &str) -> StoreResult<Option<Blob>> {
-        let name = self.key("blob", name);
-        // A transaction: without it another's write could come between the value and its time.
-        let mut both = redis::pipe();
-        both.atomic().get(&name).pttl(&name);
-        let (value, left): (Option<Bytes>, i64) = self.0.call(|mut conn| async move { both.query_async(&mut conn).await }).await?;
-        // -2: gone between the two by its own end. -1: without an end, so not ours.
-        Ok(value.zip(u64::try_from(left).ok()).map(|(value, left)| Blob { value, ttl: Duration::from_millis(left) }))
+    async fn get(&self, name: &str) -> StoreResult<Option<Bytes>> {
+        self.0.get(self.key("blob", name)).await
     }
 
     async fn put(&self, name: &str, value: Bytes, ttl: Duration, fence: Option<u64>) -> StoreResult<bool> {

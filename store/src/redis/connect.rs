@@ -49,7 +49,7 @@ const QUEUE: usize = 1024;
 pub(super) struct Connector {
     pub(super) target: Target,
     timeout: Duration,
-    deadline: Duration,
+    pub(super) deadline: Duration,
     /// Attempts made: each begins with another of the hosts, for one that swallows packets must not hold up all.
     attempts: AtomicUsize,
 }
@@ -86,7 +86,7 @@ impl Connector {
         }
     }
 
-    fn limit(&self) -> Duration {
+    pub(super) fn limit(&self) -> Duration {
         self.timeout * if matches!(self.target.kind, Kind::Sentinel { .. }) { 2 } else { 1 }
     }
 
@@ -111,7 +111,7 @@ impl Connector {
     }
 
     /// The server to speak to now.
-    async fn server(&self) -> RedisResult<Client> {
+    pub(super) async fn server(&self) -> RedisResult<Client> {
         let Kind::Sentinel { master } = &self.target.kind else {
             let mut hosts = self.target.connections()?;
             let next = self.next(hosts.len());

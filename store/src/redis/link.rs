@@ -6,8 +6,10 @@
 pub(super) use super::connect::Conn;
 use super::breaker::{Breaker, Pass};
 use super::own;
+use super::reads::{self, Missed};
 use super::connect::{Connector, describe, is_corrupt, is_readonly};
 use super::url::Kind;
+use bytes::Bytes;
 use crate::{StoreError, StoreOptions, StoreResult, StoreTotals};
 use parking_lot::Mutex;
 use redis::{FromRedisValue, RedisError, RedisResult, Value};
@@ -67,6 +69,7 @@ pub(super) struct Link {
 enum Failure {
     Down(String),
     Redis(u64, RedisError),
+    Late,
 }
 
 impl Link {
@@ -96,35 +99,62 @@ impl Link {
     /// Makes one call: counted, within the deadline, through the breaker. The answer is read as a `T` only here: one that can not be read
     /// is no fault of the connection.
     pub(super) async fn call<T: FromRedisValue, F: Future<Output = RedisResult<Value>>>(&self, run: impl FnOnce(Conn) -> F) -> StoreResult<T> {
-        self.calls.fetch_add(1, Relaxed);
         let read = |answer| redis::from_redis_value(answer).map_err(|_| StoreError::Corrupt("the answer has another shape than this version's".into()));
-        let outcome = self.guarded(run).await.and_then(read);
+        self.counted(async { self.guarded(self.timed(run)).await.and_then(read) }).await
+    }
+
+    /// Reads the value under a key, over a connection that is for that alone where the thread has one.
+    pub(super) async fn get(&self, key: String) -> StoreResult<Option<Bytes>> {
+        let own = match &*self.state.borrow() {
+            State::Up(number, Conn::Server(_)) => reads::connection(&self.connector, *number).map(|reads| (*number, reads)),
+            _ => None,
+        };
+        let Some((number, reads)) = own else {
+            return self.call(|mut conn| async move { redis::cmd("GET").arg(key).query_async(&mut conn).await }).await;
+        };
+        let read = async {
+            reads.get(&key).await.map_err(|missed| match missed {
+                Missed::Late => Failure::Late,
+                Missed::Redis(error) => Failure::Redis(number, error),
+            })
+        };
+        self.counted(self.guarded(read)).await
+    }
+
+    async fn counted<T>(&self, call: impl Future<Output = StoreResult<T>>) -> StoreResult<T> {
+        self.calls.fetch_add(1, Relaxed);
+        let outcome = call.await;
         if outcome.is_err() {
             self.failures.fetch_add(1, Relaxed);
         }
         outcome
     }
 
-    async fn guarded<F: Future<Output = RedisResult<Value>>>(&self, run: impl FnOnce(Conn) -> F) -> StoreResult<Value> {
+    /// A call over the connection for all calls, within the deadline.
+    async fn timed<F: Future<Output = RedisResult<Value>>>(&self, run: impl FnOnce(Conn) -> F) -> Result<Value, Failure> {
+        let call = async {
+            let (number, conn) = self.connection().await.map_err(Failure::Down)?;
+            run(conn).await.map_err(|error| Failure::Redis(number, error))
+        };
+        tokio::time::timeout(self.options.deadline, call).await.unwrap_or(Err(Failure::Late))
+    }
+
+    async fn guarded<T>(&self, call: impl Future<Output = Result<T, Failure>>) -> StoreResult<T> {
         let Some(pass) = self.breaker.enter() else {
             let reason = self.reason.lock().clone();
             return Err(StoreError::Away(format!("breaker open after: {}", reason.as_deref().unwrap_or("failures"))));
         };
         self.tried.fetch_add(1, Relaxed);
-        let call = async {
-            let (number, conn) = self.connection().await.map_err(Failure::Down)?;
-            run(conn).await.map_err(|error| Failure::Redis(number, error))
-        };
-        match tokio::time::timeout(self.options.deadline, call).await {
-            Ok(Ok(value)) => {
+        match call.await {
+            Ok(value) => {
                 self.answered(pass);
                 Ok(value)
             }
-            Ok(Err(Failure::Redis(_, error))) if is_corrupt(&error) => {
+            Err(Failure::Redis(_, error)) if is_corrupt(&error) => {
                 self.answered(pass);
                 Err(StoreError::Corrupt(describe(&error)))
             }
-            Ok(Err(Failure::Redis(number, error))) => {
+            Err(Failure::Redis(number, error)) => {
                 let reason = describe(&error);
                 // A cluster connection mends itself node by node; giving it up for one node would hurt the others.
                 let useless = self.connector.target.kind != Kind::Cluster && (error.is_unrecoverable_error() || is_readonly(&error));
@@ -133,11 +163,11 @@ impl Link {
                 }
                 Err(StoreError::Away(reason))
             }
-            Ok(Err(Failure::Down(reason))) => {
+            Err(Failure::Down(reason)) => {
                 self.failed(pass, &reason);
                 Err(StoreError::Away(reason))
             }
-            Err(_) => {
+            Err(Failure::Late) => {
                 let late = StoreError::Late(self.options.deadline);
                 // Late again and again: the connection itself may be dead without a sign of it.
                 if self.failed(pass, &late.to_string())
@@ -217,7 +247,7 @@ impl Link {
 
     async fn ping(&self) {
         // The outcome is in the health.
-        let _ = self.guarded(|mut conn| async move { redis::cmd("PING").query_async(&mut conn).await }).await;
+        let _ = self.guarded(self.timed(|mut conn| async move { redis::cmd("PING").query_async(&mut conn).await })).await;
     }
 }
 

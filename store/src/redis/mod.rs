@@ -21,6 +21,7 @@ mod ledger;
 mod link;
 mod meters;
 mod own;
+mod reads;
 mod replicas;
 mod scripts;
 mod url;

@@ -5,7 +5,7 @@
 //! that does not say so in time is not asked for a while.
 
 use super::calls::RedisCalls;
-use crate::{Blob, Blobs, StoreResult};
+use crate::{Blobs, StoreResult};
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -60,11 +60,11 @@ impl ReplicaReads {
 
 #[async_trait]
 impl Blobs for ReplicaReads {
-    async fn get(&self, name: &str) -> StoreResult<Option<Blob>> {
+    async fn get(&self, name: &str) -> StoreResult<Option<Bytes>> {
         if let Some(replica) = self.turn()
-            && let Ok(Some(blob)) = replica.get(name).await
+            && let Ok(Some(value)) = replica.get(name).await
         {
-            return Ok(Some(blob));
+            return Ok(Some(value));
         }
         self.primary.get(name).await
     }

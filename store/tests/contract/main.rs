@@ -26,7 +26,7 @@ fn bytes(text: &str) -> Bytes {
 }
 
 async fn value(store: &Store, key: &str) -> Option<Bytes> {
-    store.blobs.get(key).await.unwrap().map(|b| b.value)
+    store.blobs.get(key).await.unwrap()
 }
 
 fn owner(begun: Begun) -> Claim {
@@ -100,15 +100,15 @@ async fn health_is_good_and_calls_are_counted(a: Store, _b: Store) {
 
 /// Makes one test of each function of the suite.
 macro_rules! suite {
-    ($open:path: $($name:ident),* $(,)?) => {
-        $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    ($open:path, $runtime:tt: $($name:ident),* $(,)?) => {
+        $(#[tokio::test $runtime]
         async fn $name() {
             let opened = $open().await;
             super::$name(opened.a, opened.b).await;
         })*
     };
-    ($open:path) => {
-        suite! { $open:
+    ($open:path, $runtime:tt) => {
+        suite! { $open, $runtime:
             blobs_keep_values_for_their_time, blobs_with_odd_keys_do_not_meet, a_late_writer_is_refused,
             a_patch_hits_only_what_it_was_made_for, the_index_finds_by_name_and_by_beginning,
             the_index_forgets_what_was_removed_but_not_what_came_since, the_index_is_searched_in_parts, the_index_forgets_in_time,
@@ -134,7 +134,7 @@ mod memory {
         let store = weir_store::Store::memory();
         super::Opened { a: store.clone(), b: store, _guard: () }
     }
-    suite!(open);
+    suite!(open, (flavor = "multi_thread", worker_threads = 2));
 }
 
 mod redis {
@@ -143,7 +143,7 @@ mod redis {
     use weir_store::{Store, StoreOptions};
 
     /// Two stores with connections of their own, as two processes have.
-    async fn open() -> super::Opened<RedisServer> {
+    pub(super) async fn open() -> super::Opened<RedisServer> {
         let server = RedisServer::start();
         // The suite is about what calls do, not how soon: on a loaded machine 50 ms can pass.
         let options = StoreOptions { deadline: Duration::from_secs(10), connect_timeout: Duration::from_secs(10), ..StoreOptions::default() };
@@ -151,5 +151,10 @@ mod redis {
         let b = Store::open(&server.url(), &options).await.unwrap();
         super::Opened { a, b, _guard: server }
     }
-    suite!(open);
+    suite!(open, (flavor = "multi_thread", worker_threads = 2));
+}
+
+/// A thread that has its tasks to itself has connections of its own.
+mod redis_by_thread {
+    suite!(super::redis::open, (flavor = "current_thread"));
 }
