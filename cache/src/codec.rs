@@ -369,10 +369,10 @@ fn head_is_sound(head: &[u8], meta: &Meta, body: usize) -> bool {
     if !line.starts_with(&start) || line.iter().any(|b| !(b.is_ascii_graphic() || *b == b' ')) {
         return false;
     }
-    let lengths: Vec<_> = lines(head).filter(|(name, _)| name.eq_ignore_ascii_case(b"content-length")).map(|(_, v)| v).collect();
-    let length_fits = match lengths[..] {
-        [] => body == 0,
-        [one] => std::str::from_utf8(one).ok().and_then(|text| text.parse::<usize>().ok()) == Some(body),
+    let mut lengths = lines(head).filter(|(name, _)| name.eq_ignore_ascii_case(b"content-length")).map(|(_, v)| v);
+    let length_fits = match (lengths.next(), lengths.next()) {
+        (None, _) => body == 0,
+        (Some(one), None) => std::str::from_utf8(one).ok().and_then(|text| text.parse::<usize>().ok()) == Some(body),
         _ => false,
     };
     length_fits && fields_are_sound(&head[end + 2..])

@@ -1,11 +1,11 @@
 //! The engine: memory, then store, then one fill.
 
 use crate::{
-    CacheRequest, Entry, Fetch, Outcome, Plan, Stats, StatsSnapshot, Tier, Waiting,
+    CacheRequest, Entry, Fetch, Outcome, Plan, Report, Stats, StatsSnapshot, Tier, Verdict, Waiting,
     clock::Clock,
     codec::Stored,
     encoder::Encoder,
-    flight::Flights,
+    flight::{Flights, Phase, Progress},
     memory::{Memory, Slot, StoredKey},
     places::Places,
     recent::Recent,
@@ -21,7 +21,7 @@ use std::{
     },
     time::Duration,
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::Instant};
 use weir_store::Store;
 
 /// What an engine is made with.
@@ -119,6 +119,41 @@ impl Engine {
             Stored::Entry(entry) => Some(entry),
             Stored::Spec(_) | Stored::Pass { .. } => None,
         }
+    }
+
+    /// What a fill that is under way here brings under a primary key, as soon as it is stored, and what is to be told of it: for the caller of
+    /// [`Engine::peek`] who found nothing. `None`: none is under way, or it has something to say that [`Engine::serve`] must judge; also at once
+    /// when its answer begins and the rest is still to come.
+    pub async fn joined(&self, epoch: &str, key: &str) -> Option<(Arc<Entry>, Report)> {
+        if !self.trust.is_whole() {
+            return None;
+        }
+        let began = Instant::now();
+        let flight = self.flights.of(&StoredKey { epoch: epoch.into(), key: key.into(), variant: Arc::default() })?;
+        let mut steps = flight.progress.subscribe();
+        let pending = |progress: &Progress| matches!(progress.phase, Phase::Looking | Phase::Fetching) && progress.interim.is_empty() && progress.stale.is_none();
+        let head = match &steps.wait_for(|progress| !pending(progress)).await.ok()?.phase {
+            Phase::Streaming(head) if head.store && head.variant.is_none() => head.clone(),
+            _ => return None,
+        };
+        let entry = self.peek(epoch, key)?;
+        let report = Report {
+            fwd: Some("uri-miss"),
+            fwd_status: Some(head.status.as_u16()),
+            stored: true,
+            collapsed: true,
+            ttl: head.ttl,
+            key: Some(key.to_owned()),
+            waited: began.elapsed(),
+            ..Report::new(Verdict::Miss)
+        };
+        Some((entry, report))
+    }
+
+    /// Counts an answer that was served after [`Engine::joined`].
+    pub fn count_joined(&self, report: &Report) {
+        self.stats.misses.fetch_add(1, Relaxed);
+        self.stats.waited(report.waited);
     }
 
     /// Counts a hit that was served after [`Engine::peek`] or [`Engine::look`].

@@ -204,6 +204,11 @@ impl Flights {
         self.by_key.retain(|key, flight| !meant(key, flight.tags.get().map(String::as_str)));
     }
 
+    /// The flight under a key.
+    pub(crate) fn of(&self, key: &StoredKey) -> Option<Arc<Flight>> {
+        self.by_key.get(key).map(|place| place.value().clone())
+    }
+
     pub(crate) fn len(&self) -> u64 {
         self.by_key.len() as u64
     }

@@ -40,7 +40,7 @@ impl StoredKey {
 
     /// The whole key in one string, for comparison inside stored values.
     pub fn text(&self) -> String {
-        format!("{}\0{}\0{}", self.epoch, self.key, self.variant)
+        [&*self.epoch, "\0", &*self.key, "\0", &*self.variant].concat()
     }
 
     /// The key in the store: `{hash}` first, so that all that belongs to one primary key lies in one slot of a cluster, then the
@@ -54,9 +54,11 @@ impl StoredKey {
         let mut text = String::with_capacity(48 + self.epoch.len() + self.key.len().min(200) + self.variant.len());
         text.push_str(class);
         text.push_str(":{");
-        for digit in digest[..16].iter().flat_map(|byte| [byte >> 4, byte & 15]) {
-            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        let mut digits = [0; 32];
+        for (byte, pair) in digest.iter().zip(digits.chunks_exact_mut(2)) {
+            pair.copy_from_slice(&[b"0123456789abcdef"[usize::from(byte >> 4)], b"0123456789abcdef"[usize::from(byte & 15)]]);
         }
+        text.push_str(std::str::from_utf8(&digits).unwrap_or_default());
         text.push_str("}:");
         text.push_str(&self.epoch);
         text.push(':');

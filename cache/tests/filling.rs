@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{sync::atomic::Ordering::SeqCst, time::Duration};
+use std::{sync::{Arc, atomic::Ordering::SeqCst}, time::Duration};
 use support::*;
 use weir_cache::*;
 
@@ -421,4 +421,52 @@ async fn rfc9110_15_2_an_answer_that_is_not_kept_comes_with_its_interim_answers_
     let (other, mut client) = (Plan { key: "html_cache:shop.example.com/b".into(), ..plan }, Listener::default());
     let got = read(machine.engine.serve(&other, &CacheRequest { fill_is_own: false, ..get(&[]) }, origin.clone(), &mut client).await).await;
     assert_eq!((got.kind, client.0.len()), ("pass", 0));
+}
+
+/// What [`Engine::joined`] brings while a fetch of this reply is under way.
+async fn joined_to(plan: &Plan, machine: &Machine, reply: Reply) -> Option<(Arc<Entry>, Report)> {
+    let origin = Origin::always(reply);
+    let first = {
+        let (engine, plan) = (machine.engine.clone(), plan.clone());
+        tokio::spawn(async move { read(engine.serve(&plan, &get(&[]), origin, &mut ()).await).await })
+    };
+    settle().await;
+    let found = machine.engine.joined("v1", &plan.key).await;
+    first.await.expect("no panic");
+    found
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_joins_a_fill_gets_what_it_stores() {
+    let (machine, plan) = (Machine::new(), plan(html()));
+    assert!(machine.engine.joined("v1", &plan.key).await.is_none(), "nothing is under way");
+    let (entry, report) = joined_to(&plan, &machine, Reply::page("shoes").slow(SEC)).await.expect("stored");
+    assert_eq!(entry.body(), "<html>shoes</html>");
+    assert_eq!((report.verdict, report.fwd, report.fwd_status, report.stored, report.collapsed), (Verdict::Miss, Some("uri-miss"), Some(200), true, true));
+    assert!(report.waited >= SEC && report.ttl == Some(60) && report.key.as_deref() == Some(&plan.key), "{report:?}");
+    assert!(machine.engine.joined("v1", &plan.key).await.is_none(), "nothing is under way any more");
+    let before = machine.engine.stats();
+    machine.engine.count_joined(&report);
+    let after = machine.engine.stats();
+    assert_eq!((after.misses - before.misses, after.lock_waits - before.lock_waits), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_joined_fill_says_otherwise_is_for_the_engine_to_judge() {
+    for (why, reply) in [
+        ("the rest is still to come", Reply::page("").pieces(&["<html>", "</html>"], SEC).slow(SEC)),
+        ("it is not kept", Reply::page("x").with("set-cookie", "a=b").slow(SEC)),
+        ("its body shows that it is not kept", Reply::page("<script nonce=\"abc\">").slow(SEC)),
+        ("it is an error", Reply::new(503, &[], "busy").slow(SEC)),
+        ("there is no answer", Reply::refused().slow(SEC)),
+        ("it varies", Reply::page("x").with("vary", "accept-language").slow(SEC)),
+        ("it says something before", Reply::page("x").after(103, &[("link", "</a.css>; rel=preload")]).slow(SEC)),
+    ] {
+        assert!(joined_to(&plan(html()), &Machine::new(), reply).await.is_none(), "{why}");
+    }
+    // An old page is at hand meanwhile.
+    let (machine, plan) = (Machine::new(), plan(html()));
+    machine.ask(&plan, &get(&[]), &Origin::always(Reply::page("old"))).await;
+    machine.advance(61);
+    assert!(joined_to(&plan, &machine, Reply::page("new").slow(SEC)).await.is_none());
 }

@@ -102,7 +102,8 @@ const MOST_KNOWN: usize = 16 * 1024;
 
 thread_local!(static KNOWN: RefCell<IndexMap<Labels, RequestCounters, RandomState>> = RefCell::default());
 
-/// The counters that hits of one page rule need, looked up once when the rule is compiled: a hit adds numbers and searches nothing.
+/// The counters that answers of one page rule from the cache need, looked up once when the rule is compiled: a hit adds numbers and searches
+/// nothing.
 pub struct HitCounters {
     whole: IntCounter,
     not_modified: IntCounter,
@@ -115,9 +116,17 @@ pub struct HitCounters {
 }
 
 impl HitCounters {
-    /// A hit was sent: from this tier, with this status (200, 206 or 304), so many bytes of body, in this time; `gone`: the client did not take
-    /// all of it.
-    pub fn hit(&self, tier: Tier, status: u16, bytes: u64, time: std::time::Duration, gone: bool) {
+    /// An answer from this tier; goes with [`HitCounters::sent`].
+    pub fn hit(&self, tier: Tier) {
+        match tier {
+            Tier::Memory => &self.memory,
+            Tier::Store => &self.store,
+        }
+        .inc();
+    }
+
+    /// An answer was sent with this status (200, 206 or 304), so many bytes of body, in this time; `gone`: the client did not take all of it.
+    pub fn sent(&self, status: u16, bytes: u64, time: std::time::Duration, gone: bool) {
         match status {
             304 => &self.not_modified,
             206 => &self.partial,
@@ -126,11 +135,6 @@ impl HitCounters {
         .inc();
         self.duration.observe(time.as_secs_f64());
         self.bytes.inc_by(bytes);
-        match tier {
-            Tier::Memory => &self.memory,
-            Tier::Store => &self.store,
-        }
-        .inc();
         if gone {
             self.client_gone.inc();
         }

@@ -1,7 +1,7 @@
 //! The two lanes: one Weir whose hits take the fast lane and one without it get the same bytes, and must give the same answers.
 
 use serde_json::json;
-use weir_tests::{Answer, Broken, Config, Connection, Door, Shop, Weir, cache_help::{Origin, Told}, eventually};
+use weir_tests::{Answer, Broken, Config, Connection, Door, Shop, Weir, cache_help::{Gate, Origin, Point, Told}, eventually};
 
 /// Two instances before one shop, alike but for the lane.
 async fn both(shop: &Shop, change: impl Fn(Config) -> Config) -> [Weir; 2] {
@@ -257,4 +257,53 @@ async fn both_lanes_give_the_same_answers_from_the_store() {
     assert!(different.is_empty(), "{} differ:\n{}", different.len(), different.join("\n"));
     assert!(seen[1] >= 10.0, "{seen:?}");
     eventually("all hits are counted", async || ([from_store(fast).await, from_store(general).await] == seen).then_some(())).await;
+}
+
+/// Clients who come while a page is being fetched are answered by both lanes alike, whatever becomes of the page.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_lanes_wait_for_one_fill() {
+    let shop = Shop::start().await;
+    let origin = Origin::start(|_| Told::page("")).await;
+    let made = both(&shop, |config| config.set("/edge/origin", json!(origin.url())).set("/edge/guests", json!(null)).pages(json!([{ "path": "/**", "ttl": "60s" }]))).await;
+    let fields = ["", "accept-encoding: br\r\n", "if-none-match: \"other\"\r\n", "cookie: a=b\r\n"];
+    // Fields that a page has once it is stored, and not while it passes.
+    let both_have = |line: &&str| !["etag: ", "age ", "x-cache-age ", "x-cache-ttl ", "content-length: ", "transfer-encoding: "].iter().any(|name| line.starts_with(name));
+    let shared = |answer: &str| answer.contains("; collapsed") || answer.contains("Weir; hit");
+    for (path, told, fetches) in [
+        ("/kept", Told::large_page("kept", 4000), 1),
+        ("/chunked", Told::large_page("chunked", 4000).chunked(), 1),
+        // Everyone asks for himself, the first one too: the fetch for the cache was for nobody in particular.
+        ("/own", Told::page("own").with("set-cookie", "a=b"), 2 + 2 * fields.len()),
+        ("/gone", Told::new(404, "<html>no</html>").with("content-type", "text/html"), 2 + 2 * fields.len()),
+    ] {
+        let mut all = Vec::new();
+        for (turn, weir) in made.iter().enumerate() {
+            let (gate, told) = (Gate::closed(), told.clone());
+            let at = gate.clone();
+            origin.now_says(move |_| told.clone().waits(Point::BeforeHead, &at));
+            let before = weir.metric("weir_connections", &[]).await;
+            let first = tokio::spawn(weir.edge().get(path).send());
+            eventually("the origin is asked", async || (origin.hits(path) == 1 + turn * fetches).then_some(())).await;
+            let asked: Vec<_> = fields
+                .iter()
+                .flat_map(|field| ["GET", "HEAD"].map(|method| (method, format!("{method} {path} HTTP/1.1\r\nHost: shop.test\r\n{field}\r\n"))))
+                .map(|(method, raw)| {
+                    let door = weir.edge();
+                    tokio::spawn(async move { ask(door, &raw, method).await })
+                })
+                .collect();
+            eventually("all are here", async || (weir.metric("weir_connections", &[]).await >= before + 1.0 + asked.len() as f64).then_some(())).await;
+            gate.open();
+            first.await.expect("a client");
+            let mut answers = Vec::new();
+            for one in asked {
+                answers.push(one.await.expect("a client"));
+            }
+            assert_eq!(origin.hits(path), (turn + 1) * fetches, "{path}");
+            let collapsed = answers.iter().filter(|answer| shared(answer)).count();
+            assert_eq!(collapsed, if fetches == 1 { answers.len() } else { 0 }, "{path}: {answers:#?}");
+            all.push(answers.iter().map(|answer| answer.lines().filter(both_have).collect::<Vec<_>>().join("\n")).collect::<Vec<_>>());
+        }
+        assert_eq!(all[0], all[1], "{path}");
+    }
 }

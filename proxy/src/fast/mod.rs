@@ -9,12 +9,16 @@
 //!        └───────────────┴──────────────────┴────────┴───────┴──────────────┴─ no ─► the general lane, same bytes
 //! ```
 //!
+//! A request for a page that another request's fill is about to bring waits for it here, and is then answered in the same way: a flash sale
+//! has a thousand of them.
+//!
 //! Every `no` costs little and is always right, since the general lane asks the same questions of the same code. So this lane only ever
 //! answers `yes`, and what it writes is what the general lane would write (a test runs one corpus through both).
 
 use crate::{
     access::Line,
     classify,
+    deadline::Deadline,
     edge::is_listed,
     gateway::Handed,
     guest::{Visitor, has_session},
@@ -28,7 +32,7 @@ use crate::{
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request};
-use std::{sync::Arc, time::Instant};
+use std::{future::{Future, poll_fn}, pin::pin, sync::Arc, task::Poll, time::Instant};
 use weir_cache::{Accepted, Entry, Report, Tier, Variant, Verdict, status};
 use weir_config::{CacheHeaders, HeaderNames};
 use weir_gateway::{RequestId, metrics::HitCounters};
@@ -65,10 +69,18 @@ struct Place<'l> {
     counters: &'l HitCounters,
 }
 
-/// A hit that is about to be written.
+/// Where an entry came from.
+enum From {
+    /// It was there.
+    Tier(Tier),
+    /// Another request's fill brought it while this one waited.
+    Fill(Box<Report>),
+}
+
+/// An answer from the cache that is about to be written.
 struct Hit<'a> {
     entry: &'a Entry,
-    tier: Tier,
+    from: &'a From,
     variant: &'a Variant,
     accepted: Accepted,
     /// The client has it already: a 304.
@@ -92,14 +104,17 @@ impl Lane {
         let Some(place) = self.place(&live, peer, &head) else { return Served::No };
         let cache = &door.weir.environment.cache;
         let epoch = place.page.epoch;
-        let (entry, tier) = match cache.peek(epoch, &self.key) {
-            Some(entry) => (entry, Tier::Memory),
+        let (entry, from) = match cache.peek(epoch, &self.key) {
+            Some(entry) => (entry, From::Tier(Tier::Memory)),
             None => match cache.look(epoch, &self.key).await {
-                Some(entry) => (entry, Tier::Store),
-                None => return Served::No,
+                Some(entry) => (entry, From::Tier(Tier::Store)),
+                None => match self.joined(door, &place, &mut wire.deadline).await {
+                    Some((entry, report)) => (entry, From::Fill(report.into())),
+                    None => return Served::No,
+                },
             },
         };
-        let Some(hit) = self.of(door, &entry, tier, &place, &head) else { return Served::No };
+        let Some(hit) = self.of(door, &entry, &from, &place, &head) else { return Served::No };
 
         let id = RequestId::random();
         self.tail.clear();
@@ -130,7 +145,8 @@ impl Lane {
         let Some(head) = Peeked::of(method, uri, headers) else { return false };
         let Some(place) = self.place(&live, peer, &head) else { return false };
         let Some(entry) = door.weir.environment.cache.peek(place.page.epoch, &self.key) else { return false };
-        let Some(hit) = self.of(door, &entry, Tier::Memory, &place, &head) else { return false };
+        let from = From::Tier(Tier::Memory);
+        let Some(hit) = self.of(door, &entry, &from, &place, &head) else { return false };
 
         let id = RequestId::random();
         let mut response = Response::new(());
@@ -142,6 +158,17 @@ impl Lane {
         let sent = respond.send_response(response, !body).and_then(|mut send| if body { send.send_data(hit.variant.body.clone(), true) } else { Ok(()) });
         hit.record(door, peer, &head, &place, &id, started, sent.is_err());
         true
+    }
+
+    /// What another request's fill brings, if one is under way. The general lane waits longer; what was waited here is small beside that.
+    async fn joined(&self, door: &Door, place: &Place<'_>, deadline: &mut Deadline) -> Option<(Arc<Entry>, Report)> {
+        let mut brought = pin!(door.weir.environment.cache.joined(place.page.epoch, &self.key));
+        deadline.set(place.page.page.policy().max_wait / 10);
+        poll_fn(|cx| match brought.as_mut().poll(cx) {
+            Poll::Pending if deadline.poll_expired(cx) => Poll::Ready(None),
+            polled => polled,
+        })
+        .await
     }
 
     /// Where the entry that answers may be; its key is left in `self.key`.
@@ -183,13 +210,15 @@ impl Lane {
     }
 
     /// The answer of this entry, if it is one for this lane.
-    fn of<'a>(&self, door: &Door, entry: &'a Arc<Entry>, tier: Tier, place: &Place<'_>, head: &Peeked<'_>) -> Option<Hit<'a>> {
+    fn of<'a>(&self, door: &Door, entry: &'a Arc<Entry>, from: &'a From, place: &Place<'_>, head: &Peeked<'_>) -> Option<Hit<'a>> {
         let cache = &door.weir.environment.cache;
         let now = cache.clock().now_ms();
-        if !entry.is_fresh_ms(now) || entry.nears_its_end(now, place.page.page.policy().early_refresh_beta) {
+        // What was just fetched for this request is good for it, however short its time.
+        let aged = || !entry.is_fresh_ms(now) || entry.nears_its_end(now, place.page.page.policy().early_refresh_beta);
+        if matches!(from, From::Tier(_)) && aged() {
             return None;
         }
-        let hit = Hit::of(entry, tier, head, now)?;
+        let hit = Hit::of(entry, from, head, now)?;
         let (host, target) = place.page.parts(&self.key);
         door.weir.popular.asked(host, target);
         cache.wish(place.page.epoch, &self.key, "", entry, &hit.accepted);
@@ -199,9 +228,9 @@ impl Lane {
 
 impl<'a> Hit<'a> {
     /// `None`: this form of answer is the general lane's.
-    fn of(entry: &'a Entry, tier: Tier, head: &Peeked<'_>, now: u64) -> Option<Hit<'a>> {
+    fn of(entry: &'a Entry, from: &'a From, head: &Peeked<'_>, now: u64) -> Option<Hit<'a>> {
         let accepted = Accepted::of(head.accept_encoding);
-        let whole = Hit { entry, tier, variant: entry.pick_for(&accepted), accepted, held: false, now };
+        let whole = Hit { entry, from, variant: entry.pick_for(&accepted), accepted, held: false, now };
         if entry.meta().status != 200 {
             return (head.range.is_none() && matches!(entry.meta().status, 404 | 410)).then_some(whole);
         }
@@ -240,7 +269,11 @@ impl<'a> Hit<'a> {
         let mut put = |parts: &[&str]| parts.iter().for_each(|part| out.extend_from_slice(part.as_bytes()));
         put(&["age: ", age]);
         if shown.status {
-            put(&["\r\nx-cache-status: HIT\r\nx-cache-age: ", age, "\r\nx-cache-ttl: ", itoa::Buffer::new().format(ttl.max(0))]);
+            match self.from {
+                From::Tier(_) => put(&["\r\nx-cache-status: HIT\r\nx-cache-age: ", age]),
+                From::Fill(report) => put(&["\r\nx-cache-status: ", report.verdict.word()]),
+            }
+            put(&["\r\nx-cache-ttl: ", itoa::Buffer::new().format(ttl.max(0))]);
         }
         if shown.key {
             put(&["\r\nx-cache-key: ", key]);
@@ -248,7 +281,10 @@ impl<'a> Hit<'a> {
         put(&["\r\nx-request-id: ", id.as_str()]);
         if shown.cache_status {
             put(&["\r\ncache-status: "]);
-            status::write_hit(out, ttl, shown.key.then_some(key));
+            match self.from {
+                From::Tier(_) => status::write_hit(out, ttl, shown.key.then_some(key)),
+                From::Fill(report) => status::write_cache_status(out, report, shown.key),
+            }
         }
         out.extend_from_slice(b"\r\n\r\n");
     }
@@ -263,14 +299,26 @@ impl<'a> Hit<'a> {
         }
     }
 
-    /// Counts the hit and writes its line of the access log.
+    /// Counts the answer and writes its line of the access log.
     #[allow(clippy::too_many_arguments)]
     fn record(&self, door: &Door, peer: &Peer, head: &Peeked<'_>, place: &Place<'_>, id: &RequestId, started: Instant, gone: bool) {
         let time = started.elapsed();
         let bytes = if self.has_body(head) { self.variant.body.len() as u64 } else { 0 };
         let status = self.status().as_u16();
-        place.counters.hit(self.tier, status, bytes, time, gone);
-        door.weir.environment.cache.count_hit(self.tier);
+        let environment = &door.weir.environment;
+        place.counters.sent(status, bytes, time, gone);
+        let (verdict, by) = match self.from {
+            From::Tier(tier) => {
+                place.counters.hit(*tier);
+                environment.cache.count_hit(*tier);
+                (Verdict::Hit, "cache")
+            }
+            From::Fill(report) => {
+                environment.metrics.cache(&place.page.page.policy().name, report);
+                environment.cache.count_joined(report);
+                (report.verdict, "upstream")
+            }
+        };
         door.weir.access.line(&Line {
             door: door.kind.name(),
             client: peer.ip,
@@ -281,8 +329,8 @@ impl<'a> Hit<'a> {
             status,
             bytes: (0, bytes),
             time,
-            answered_by: "cache",
-            cache: "HIT",
+            answered_by: by,
+            cache: verdict.word(),
             reason: if gone { "client-gone" } else { "-" },
             endpoint: "-",
             tries: 0,

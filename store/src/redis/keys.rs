@@ -15,11 +15,11 @@ fn has_tag(key: &str) -> bool {
 /// The key in Redis of the caller's `key`. `kind` tells what is kept there: two kinds of one key share a slot.
 pub(super) fn key(prefix: &str, kind: &str, key: &str) -> String {
     if has_tag(key) {
-        format!("{prefix}{kind}={key}")
+        [prefix, kind, "=", key].concat()
     } else if key.is_empty() || key.starts_with('}') {
-        format!("{prefix}{kind}-{{_}}{key}")
+        [prefix, kind, "-{_}", key].concat()
     } else {
-        format!("{prefix}{kind}:{{{key}}}")
+        [prefix, kind, ":{", key, "}"].concat()
     }
 }
 
