@@ -26,8 +26,11 @@ use crate::{
 };
 use bytes::Bytes;
 use http::{HeaderMap, Method, Response, StatusCode, header, response::Parts};
+use futures_util::FutureExt;
 use std::{
+    panic::AssertUnwindSafe,
     sync::{Arc, atomic::Ordering::Relaxed},
+    task::{Context, Waker},
     time::Duration,
 };
 use tokio::time::{Instant, timeout_at};
@@ -137,12 +140,12 @@ impl<'a> Call<'a> {
         }
         let need = Need { since_ms: self.forced_since.unwrap_or(0), look_first: self.forced_since.is_none() };
         let stale = prior.as_ref().filter(|entry| trust.covers(entry.response_ms(), now));
-        let seat = self.engine.flights.join(&stored, stale, |flight| self.begin(flight, need, prior.clone()));
+        let seat = self.engine.flights.join(&stored, stale, |flight| at_once(self.fill(flight, need, prior.clone()).run()));
         self.wait(seat).await
     }
 
-    fn begin(&self, flight: Arc<Flight>, need: Need, prior: Option<Arc<Entry>>) {
-        let fill = Fill {
+    fn fill(&self, flight: Arc<Flight>, need: Need, prior: Option<Arc<Entry>>) -> Fill {
+        Fill {
             engine: self.engine.clone(),
             flight,
             plan: self.plan.clone(),
@@ -151,15 +154,14 @@ impl<'a> Call<'a> {
             need,
             prior,
             mark: self.engine.recent.mark(),
-        };
-        tokio::spawn(fill.run());
+        }
     }
 
     /// A flight that nobody waits for.
     fn refresh_behind(&self, entry: &Arc<Entry>, variant: &str, since_ms: u64) {
         let key = StoredKey { variant: variant.into(), ..StoredKey::primary(&self.plan.epoch, &self.plan.key) };
         let need = Need { since_ms, look_first: true };
-        self.engine.flights.begin(&key, entry, |flight| self.begin(flight, need, Some(entry.clone())));
+        self.engine.flights.begin(&key, entry, |flight| drop(tokio::spawn(self.fill(flight, need, Some(entry.clone())).run())));
     }
 
     fn remembered(&self, entry: &Arc<Entry>, variant: &str, now: u64) -> Option<Outcome> {
@@ -464,6 +466,16 @@ impl<'a> Call<'a> {
             Verdict::Hit | Verdict::Bypass => return,
         }
         .fetch_add(1, Relaxed);
+    }
+}
+
+/// Lets a task do what it can at once, and go on by itself: a fill must not queue behind the many who came with the one that it is for, and who will
+/// wait for it.
+fn at_once(task: impl Future<Output = ()> + Send + 'static) {
+    // As in a task of its own, a panic is nobody else's.
+    let mut task = Box::pin(AssertUnwindSafe(task).catch_unwind());
+    if task.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+        tokio::spawn(task);
     }
 }
 

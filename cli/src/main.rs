@@ -73,7 +73,16 @@ enum Command {
     Demo(demo::Demo),
 }
 
+/// Memory comes in small pages. A huge one is zeroed whole when it is first touched, which a crowd of new connections would have to wait for, and
+/// is held whole however little of it is used.
+fn without_huge_pages() {
+    // Where it can not be had, it costs no more than that.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
+}
+
 fn main() -> ExitCode {
+    without_huge_pages();
     let result = match Arguments::parse().command {
         Command::Run { config, ignore_unknown_plugins } => run::run(run::Source::File(config), LoadOptions { ignore_unknown_plugins, ..LoadOptions::default() }, None),
         Command::Check { file, ignore_unknown_plugins, json } => return check(file, ignore_unknown_plugins, json),

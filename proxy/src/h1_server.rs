@@ -73,9 +73,10 @@ pub async fn serve(door: &Door, stream: Stream, peer: &Peer, shutdown: &Shutdown
             request_trailers: None,
             trailers: None,
         };
+        // Apart from the connection, which lasts longer and would keep the room.
         match handed {
-            Some(handed) => door.go_on(head.parts, *handed, &mut exchange).await,
-            None => door.handle(head.parts, peer, &mut exchange).await,
+            Some(handed) => Box::pin(door.go_on(head.parts, *handed, &mut exchange)).await,
+            None => Box::pin(door.handle(head.parts, peer, &mut exchange)).await,
         }
         let ended = exchange.finish().await;
         match ended {

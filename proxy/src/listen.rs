@@ -273,9 +273,13 @@ async fn connection(here: Here, mut stream: TcpStream, from: SocketAddr, port: u
 
 async fn speak(door: &Arc<Door>, stream: Stream, peer: Peer, http2: bool, stopped: &watch::Receiver<bool>) {
     let peer = Arc::new(peer);
-    if http2 {
-        h2_server::serve(door, stream, Bytes::new(), &peer, stopped).await;
-    } else if let Some((stream, first)) = h1_server::serve(door, stream, &peer, stopped).await {
-        h2_server::serve(door, stream, first, &peer, stopped).await;
+    let mut first = Bytes::new();
+    let mut stream = stream;
+    if !http2 {
+        match h1_server::serve(door, stream, &peer, stopped).await {
+            Some(http2) => (stream, first) = http2,
+            None => return,
+        }
     }
+    Box::pin(h2_server::serve(door, stream, first, &peer, stopped)).await;
 }

@@ -34,9 +34,10 @@ pub(super) fn find<'a>(sources: &'a [FoundIn], headers: &'a HeaderMap, query: Op
 
 /// The token in a header field; `None` if it speaks of something else. `bare`: the token may stand without `Bearer`.
 fn in_field(value: &HeaderValue, bare: bool) -> Option<Result<Cow<'_, str>, Refusal>> {
-    let Ok(text) = value.to_str() else { return Some(Err(invalid("the token is malformed"))) };
-    let text = text.trim();
-    let (scheme, rest) = text.split_once(' ').unwrap_or((text, ""));
+    // `to_str` would look at each byte by itself.
+    let ascii = Some(value.as_bytes()).filter(|bytes| bytes.is_ascii());
+    let Some(text) = ascii.and_then(|bytes| std::str::from_utf8(bytes.trim_ascii()).ok()) else { return Some(Err(invalid("the token is malformed"))) };
+    let (scheme, rest) = memchr::memchr(b' ', text.as_bytes()).map_or((text, ""), |at| (&text[..at], &text[at + 1..]));
     if scheme.eq_ignore_ascii_case("bearer") {
         return Some(Ok(Cow::Borrowed(rest.trim())));
     }

@@ -93,7 +93,8 @@ impl Lane {
     pub async fn serve(&mut self, door: &Door, peer: &Peer, wire: &mut Wire) -> Served {
         match door.kind {
             DoorKind::Edge => self.hit(door, peer, wire).await,
-            DoorKind::Gateway => self.forward(door, peer, wire).await,
+            // A forward needs much room, and a connection waits most of the time.
+            DoorKind::Gateway => Box::pin(self.forward(door, peer, wire)).await,
         }
     }
 
