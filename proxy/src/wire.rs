@@ -4,7 +4,7 @@ use crate::deadline::Deadline;
 use bytes::{BufMut, BytesMut};
 use pingora::protocols::Stream;
 use std::{
-    cell::Cell,
+    cell::RefCell,
     future::poll_fn,
     io::{self, IoSlice},
     pin::Pin,
@@ -15,10 +15,13 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 /// Space that a read finds.
 const READ: usize = 16 * 1024;
 
+/// Buffers that a thread keeps at most.
+const SPARES: usize = 64;
+
 thread_local! {
-    /// The space of the last read that found nothing. Most connections of a thread wait; they wait without a buffer, and whoever is next
-    /// reads into memory that was in use a moment ago.
-    static SPARE: Cell<Option<BytesMut>> = const { Cell::new(None) };
+    /// Space that nobody reads into. Most connections of a thread wait; they wait without a buffer, and whoever is next reads into the memory that
+    /// was in use last.
+    static SPARE: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };
 }
 
 /// A connection.
@@ -39,13 +42,23 @@ impl Wire {
 
     /// Leaves an empty buffer for the next read of this thread.
     pub fn spare(buffer: BytesMut) {
-        SPARE.set(Some(buffer));
+        SPARE.with_borrow_mut(|spares| {
+            if buffer.capacity() > 0 && spares.len() < SPARES {
+                spares.push(buffer);
+            }
+        });
+    }
+
+    fn space() -> BytesMut {
+        let mut space = SPARE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        space.reserve(READ);
+        space
     }
 
     /// One read into the buffer; `Ok(0)` at the end of the stream.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.received.is_empty() {
-            self.received = SPARE.take().unwrap_or_else(|| BytesMut::with_capacity(READ));
+        if self.received.capacity() == 0 {
+            self.received = Wire::space();
         } else if self.received.capacity() - self.received.len() < READ / 4 {
             self.received.reserve(READ);
         }
@@ -55,7 +68,7 @@ impl Wire {
         // SAFETY: `poll_read` initialised and filled `count` bytes of the spare capacity.
         unsafe { self.received.advance_mut(count) };
         if self.received.is_empty() {
-            SPARE.set(Some(std::mem::take(&mut self.received)));
+            Wire::spare(std::mem::take(&mut self.received));
         }
         result.map_ok(|()| count)
     }

@@ -77,6 +77,14 @@ impl Fields {
         let reset = |r: &Reading| seconds(if r.wait == u64::MAX { r.reset } else { r.reset.max(r.wait) });
         let told = || self.rules.iter().zip(readings);
         to.reserve(2 * self.periods.len() + 5);
+        // Mostly all are about one reading.
+        let mut last = (0, number(0));
+        let mut number = |n: u64| {
+            if last.0 != n {
+                last = (n, number(n));
+            }
+            last.1.clone()
+        };
         // Of a period the rule with the least left; of all the one with the least left, and of two the longer, since it is the one that stays.
         for (place, (limit, remaining)) in self.periods.iter().enumerate() {
             if let Some((rule, reading)) = told().filter(|(rule, _)| rule.period == place).min_by_key(|(_, reading)| reading.left) {

@@ -280,7 +280,7 @@ fn show(parts: &mut request::Parts, head: &Peeked<'_>, fields: &[h1::Line<'_>], 
     parts.headers.clear();
     for &(name, value) in fields {
         if names.have(name) && !stays_here(name) {
-            parts.headers.append(h1::field_name(name)?, HeaderValue::from_bytes(value).ok()?);
+            parts.headers.append(h1::field_name(name)?, h1::field_value(Bytes::copy_from_slice(value))?);
         }
     }
     Some(())
@@ -375,7 +375,7 @@ fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, status: Statu
         let mut parts: response::Parts = Response::new(()).into_parts().0;
         parts.status = status;
         for (name, value) in lines.iter().filter(|(name, _)| sights.answer.have(name) && !ends_here(name) && !cx.answer_fields.have(name)) {
-            if let (Some(name), Ok(value)) = (h1::field_name(name), HeaderValue::from_bytes(value)) {
+            if let (Some(name), Some(value)) = (h1::field_name(name), h1::field_value(Bytes::copy_from_slice(value))) {
                 parts.headers.append(name, value);
             }
         }

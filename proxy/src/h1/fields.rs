@@ -69,7 +69,7 @@ pub(super) fn is_value(value: &[u8]) -> bool {
 }
 
 /// A field value that shares the buffer of its head.
-fn field_value(value: Bytes) -> Option<HeaderValue> {
+pub fn field_value(value: Bytes) -> Option<HeaderValue> {
     if !is_value(&value) {
         return None;
     }

@@ -15,7 +15,7 @@ pub use body::{BodyDecoder, BodyEncoder, BodyLength, Decoded, EncodeError, Frami
 pub use head::{HeadError, Limits, Parsed, RequestHead, parse_request};
 pub use peek::{Line, Peeked, PeekedAnswer, peek, peek_answer, peek_lines};
 pub use response::{ResponseHead, parse_response};
-pub use fields::field_name;
+pub use fields::{field_name, field_value};
 pub use scan::HeadScan;
 #[cfg(test)]
 pub(crate) use write::is_hop_by_hop;
