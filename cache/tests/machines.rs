@@ -82,6 +82,8 @@ async fn when_the_holder_dies_another_takes_over_within_the_lease() {
 #[tokio::test(start_paused = true)]
 async fn a_slow_fill_keeps_its_lease_by_renewing_it() {
     let machines = cluster(2, &Store::memory(), true);
+    // What was fetched before they hear of purges is not kept.
+    settle().await;
     let plan = plan(Policy { lease: SEC, max_wait: 60 * SEC, ..html() });
     let origin = Origin::always(Reply::page("slow").slow(20 * SEC));
     let (a, b) = tokio::join!(machines[0].ask(&plan, &get(&[]), &origin), machines[1].ask(&plan, &get(&[]), &origin));
