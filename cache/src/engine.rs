@@ -133,10 +133,10 @@ impl Engine {
         let mut steps = flight.progress.subscribe();
         let pending = |progress: &Progress| matches!(progress.phase, Phase::Looking | Phase::Fetching) && progress.interim.is_empty() && progress.stale.is_none();
         let head = match &steps.wait_for(|progress| !pending(progress)).await.ok()?.phase {
-            Phase::Streaming(head) if head.store && head.variant.is_none() => head.clone(),
+            Phase::Streaming(head) if head.variant.is_none() => head.clone(),
             _ => return None,
         };
-        let entry = self.peek(epoch, key)?;
+        let entry = head.entry.clone()?;
         let report = Report {
             fwd: Some("uri-miss"),
             fwd_status: Some(head.status.as_u16()),

@@ -84,6 +84,8 @@ pub(crate) struct Head {
     pub(crate) variant: Option<(Arc<Spec>, Arc<str>)>,
     /// Seconds of freshness that it begins with.
     pub(crate) ttl: Option<i64>,
+    /// What is stored of it, if the body was there with the head.
+    pub(crate) entry: Option<Arc<Entry>>,
 }
 
 /// All that waiters see.

@@ -159,7 +159,7 @@ impl Fill {
             }
         }
         let ttl = terms.map(|terms| (crate::entry::millis(terms.lifetime).saturating_sub(terms.initial_age_ms) / 1000) as i64);
-        Head { status: parts.status, headers: shown, store: terms.is_some(), detail, variant: None, ttl }
+        Head { status: parts.status, headers: shown, store: terms.is_some(), detail, variant: None, ttl, entry: None }
     }
 
     /// May be stored, as far as the head tells.
@@ -228,7 +228,7 @@ impl Fill {
         let entry = Arc::new(draft.build());
         // Memory first: whoever saw the last byte finds the entry.
         self.remember(&target, &entry);
-        head = head.map(|head| Head { store: true, detail: None, ..head });
+        head = head.map(|head| Head { store: true, detail: None, entry: Some(entry.clone()), ..head });
         self.announce(&mut head);
         self.flight.body.finish(Ok(()));
         self.write(&target, &entry, spec.as_deref(), held).await;

@@ -4,7 +4,8 @@ mod support;
 
 use std::{sync::{Arc, atomic::Ordering::SeqCst}, time::Duration};
 use support::*;
-use weir_cache::*;
+use weir_cache::{clock::Clock, *};
+use weir_store::Store;
 
 const SEC: Duration = Duration::from_secs(1);
 
@@ -449,6 +450,17 @@ async fn who_joins_a_fill_gets_what_it_stores() {
     machine.engine.count_joined(&report);
     let after = machine.engine.stats();
     assert_eq!((after.misses - before.misses, after.lock_waits - before.lock_waits), (1, 1));
+}
+
+/// Also where memory has no room for it: it is at hand nevertheless.
+#[tokio::test(start_paused = true)]
+async fn who_joins_a_fill_needs_no_memory_tier() {
+    let clock = Clock::manual(T0);
+    let engine = Engine::new(Store::memory(), EngineOptions { memory_bytes: 0, clock: clock.clone(), ..EngineOptions::default() });
+    let (machine, plan) = (Machine { engine, clock }, plan(html()));
+    let (entry, _) = joined_to(&plan, &machine, Reply::page("shoes").slow(SEC)).await.expect("stored");
+    assert_eq!(entry.body(), "<html>shoes</html>");
+    assert!(machine.engine.peek("v1", &plan.key).is_none());
 }
 
 #[tokio::test(start_paused = true)]
