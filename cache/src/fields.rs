@@ -35,24 +35,28 @@ pub fn may_keep(name: impl AsRef<[u8]>) -> bool {
     !(NEVER_KEPT.iter().any(|never| never.as_bytes() == name) || name == b"age" || name.starts_with(b"x-cache-"))
 }
 
-/// Whether this is a field name, in lower case (RFC 9110 section 5.1).
+/// Which bytes a token, as field names are, may consist of (RFC 9110 section 5.6.2).
+pub static TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut i = 0;
+    while i < 256 {
+        let b = i as u8;
+        table[i] = b.is_ascii_alphanumeric()
+            || matches!(b, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~');
+        i += 1;
+    }
+    table
+};
+
+/// Whether this is a field name, in lower case.
 pub fn is_lower_name(name: &[u8]) -> bool {
-    const IN_NAMES: [bool; 256] = {
-        let mut table = [false; 256];
-        let mut byte = 0;
-        while byte < 256 {
-            table[byte] = matches!(byte as u8, b'a'..=b'z' | b'0'..=b'9' | b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~');
-            byte += 1;
-        }
-        table
-    };
-    !name.is_empty() && name.iter().all(|byte| IN_NAMES[usize::from(*byte)])
+    !name.is_empty() && name.iter().all(|b| TOKEN[usize::from(*b)] && !b.is_ascii_uppercase())
 }
 
-/// Whether this may stand as a field's value (RFC 9110 section 5.5).
+/// Whether the bytes are field-content (RFC 9110 section 5.5): visible, SP, HTAB or obs-text.
 pub fn is_value(value: &[u8]) -> bool {
-    // Without a way out half-way, many bytes are looked at at a time.
-    !value.iter().fold(false, |odd, byte| odd | ((*byte < b' ' && *byte != b'\t') | (*byte == 0x7f)))
+    // Without an early exit the compiler makes vector code of this loop.
+    !value.iter().fold(false, |bad, &b| bad | ((b < 0x20) & (b != b'\t')) | (b == 0x7f))
 }
 
 /// The fields that may stand in a stored head.

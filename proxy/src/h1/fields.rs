@@ -4,22 +4,10 @@ use super::head::HeadError;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use std::cell::RefCell;
+pub(super) use weir_cache::fields::{TOKEN, is_value};
 
 /// Names of fields are at most this long.
 const MAX_NAME: usize = 256;
-
-/// Which bytes a token may consist of (RFC 9110 section 5.6.2).
-pub(super) static TOKEN: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut i = 0;
-    while i < 256 {
-        let b = i as u8;
-        table[i] = b.is_ascii_alphanumeric()
-            || matches!(b, b'!' | b'#' | b'$' | b'%' | b'&' | b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~');
-        i += 1;
-    }
-    table
-};
 
 pub(super) fn is_token(text: &[u8]) -> bool {
     !text.is_empty() && text.iter().all(|b| TOKEN[usize::from(*b)])
@@ -60,12 +48,6 @@ pub fn field_name(raw: &[u8]) -> Option<HeaderName> {
         return None;
     }
     NAMES.with_borrow_mut(|names| names.get(raw))
-}
-
-/// Whether the bytes are field-content (RFC 9110 section 5.5): visible, SP, HTAB or obs-text.
-pub(super) fn is_value(value: &[u8]) -> bool {
-    // Without an early exit the compiler makes vector code of this loop.
-    !value.iter().fold(false, |bad, &b| bad | ((b < 0x20) & (b != b'\t')) | (b == 0x7f))
 }
 
 /// A field value that shares the buffer of its head.
