@@ -15,12 +15,13 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll, Waker, ready};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
+use tokio_util::io::poll_read_buf;
 
 /// Space that a read finds: room for several pages.
 const READ: usize = 64 * 1024;
@@ -159,11 +160,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     }
 
     fn work(&mut self, shared: &Shared, cx: &mut Context<'_>) -> io::Result<()> {
-        while let Poll::Ready(read) = self.poll_read(cx)? {
-            if read == 0 {
-                return Err(gone());
+        loop {
+            if self.received.capacity() - self.received.len() < READ / 4 {
+                self.received.reserve(READ);
             }
-            self.hand_out(shared)?;
+            match poll_read_buf(Pin::new(&mut self.stream), cx, &mut self.received)? {
+                Poll::Ready(0) => return Err(gone()),
+                Poll::Ready(_) => self.hand_out(shared)?,
+                Poll::Pending => break,
+            }
         }
         loop {
             if self.sent == self.sending.len() {
@@ -186,19 +191,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
         self.watch_the_clock(shared, cx);
         Ok(())
-    }
-
-    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.received.capacity() - self.received.len() < READ / 4 {
-            self.received.reserve(READ);
-        }
-        let mut space = ReadBuf::uninit(self.received.spare_capacity_mut());
-        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut space))?;
-        let count = space.filled().len();
-        let length = self.received.len() + count;
-        // SAFETY: `poll_read` initialised and filled `count` bytes of the spare capacity.
-        unsafe { self.received.set_len(length) };
-        Poll::Ready(Ok(count))
     }
 
     /// Gives the answers that are complete to their callers.
