@@ -271,10 +271,9 @@ async fn connection(here: Here, mut stream: TcpStream, from: SocketAddr, port: u
     speak(&door, Box::new(Socket(stream)), peer, http2, &stopped).await;
 }
 
-async fn speak(door: &Arc<Door>, stream: Stream, peer: Peer, http2: bool, stopped: &watch::Receiver<bool>) {
+async fn speak(door: &Arc<Door>, mut stream: Stream, peer: Peer, http2: bool, stopped: &watch::Receiver<bool>) {
     let peer = Arc::new(peer);
     let mut first = Bytes::new();
-    let mut stream = stream;
     if !http2 {
         match h1_server::serve(door, stream, &peer, stopped).await {
             Some(http2) => (stream, first) = http2,

@@ -43,7 +43,8 @@ impl Wire {
     /// Leaves an empty buffer for the next read of this thread.
     pub fn spare(buffer: BytesMut) {
         SPARE.with_borrow_mut(|spares| {
-            if buffer.capacity() > 0 && spares.len() < SPARES {
+            // One that grew is not worth keeping.
+            if (1..=2 * READ).contains(&buffer.capacity()) && spares.len() < SPARES {
                 spares.push(buffer);
             }
         });
