@@ -123,12 +123,12 @@ impl Chain {
         }
     }
 
-    /// What the client is told, then changes of the answer for it.
+    /// Changes of the answer for this client, then what it is told besides: a plugin that keeps the answer does not keep that.
     pub fn response(&self, cx: &mut RequestContext, res: &mut response::Parts) {
-        cx.answer_fields.put_on(&mut res.headers);
         for &i in &self.response {
             self.links[i as usize].plugin.response(cx, res);
         }
+        cx.answer_fields.put_on(&mut res.headers);
     }
 
     /// A piece of the answer's body.
@@ -270,4 +270,56 @@ pub enum Walked {
     Reply(Box<Reply>),
     /// A plugin has to wait.
     Waits,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Client, Scheme};
+    use http::{HeaderName, HeaderValue, Request, Response};
+    use std::net::{IpAddr, Ipv4Addr};
+
+    const CALLER: HeaderName = HeaderName::from_static("x-caller");
+    const LIMIT: HeaderName = HeaderName::from_static("x-limit");
+
+    /// Looks at what is on the messages in its later steps.
+    struct Looks;
+
+    impl Plugin for Looks {
+        fn phases(&self) -> Phases {
+            Phases::REQUEST | Phases::TO_UPSTREAM | Phases::RESPONSE
+        }
+
+        fn request(&self, cx: &mut RequestContext, _: &mut request::Parts) -> Flow {
+            cx.caller_fields.set(CALLER, HeaderValue::from_static("kim"));
+            cx.answer_fields.set(LIMIT, HeaderValue::from_static("5"));
+            Flow::Continue
+        }
+
+        fn to_upstream(&self, _: &mut RequestContext, req: &mut request::Parts) {
+            assert_eq!(req.headers[CALLER], "kim", "it is there to be changed");
+        }
+
+        fn response(&self, _: &mut RequestContext, res: &mut response::Parts) {
+            assert!(!res.headers.contains_key(LIMIT), "it is not there to be kept");
+        }
+    }
+
+    #[test]
+    fn what_request_steps_leave_goes_on_the_messages() {
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let mut cx = RequestContext::new(Client { ip, peer: ip, scheme: Scheme::Http, host: "a".into(), port: 80, trusted: false, sni: None });
+        let chains = Chains { base: Arc::new(Chain::new(vec![Link { name: "looks", priority: 1, plugin: Arc::new(Looks) }])), ..Chains::default() };
+        let mut req = Request::get("/").header(CALLER, "mallory").body(()).expect("a request").into_parts().0;
+        let mut res = Response::new(()).into_parts().0;
+        let mut at = chains.begin(&cx);
+        assert!(matches!(chains.walk(&mut cx, &mut req, &mut at), Walked::Through));
+        at.chain.to_upstream(&mut cx, &mut req);
+        at.chain.response(&mut cx, &mut res);
+        assert_eq!((&req.headers[CALLER], &res.headers[LIMIT]), (&HeaderValue::from_static("kim"), &HeaderValue::from_static("5")));
+        // A fetch for a cache is for everyone.
+        let mut fill = Request::get("/").body(()).expect("a request").into_parts().0;
+        Chain::default().to_upstream(&mut cx.for_fill(), &mut fill);
+        assert!(fill.headers.is_empty());
+    }
 }

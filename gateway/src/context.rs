@@ -218,7 +218,8 @@ pub struct RequestContext {
     /// What the service is told of the caller. Set by the plugins that found the caller, it goes on the request before the first
     /// [`crate::Plugin::to_upstream`], and not on what is fetched for a cache: that is for everyone.
     pub caller_fields: Fields,
-    /// What the client is told, whoever answers: set in request steps, it goes on the answer before the first [`crate::Plugin::response`].
+    /// What the client is told, whoever answers: set in request steps, it goes on the answer after the last [`crate::Plugin::response`]: whoever keeps
+    /// the answer in such a step, to give it again, does not keep what was said to one client.
     pub answer_fields: Fields,
     /// The request's `Authorization` is a guest token of Weir's own: its bearer is nobody in particular.
     pub guest: bool,
