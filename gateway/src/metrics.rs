@@ -102,12 +102,13 @@ const MOST_KNOWN: usize = 16 * 1024;
 
 thread_local!(static KNOWN: RefCell<IndexMap<Labels, RequestCounters, RandomState>> = RefCell::default());
 
+/// What pages from the cache are answered with on the fast lane.
+pub const HIT_STATUSES: [u16; 4] = [200, 304, 404, 410];
+
 /// The counters that answers of one page rule from the cache need, looked up once when the rule is compiled: a hit adds numbers and searches
 /// nothing.
 pub struct HitCounters {
-    whole: IntCounter,
-    not_modified: IntCounter,
-    partial: IntCounter,
+    statuses: [(u16, IntCounter); HIT_STATUSES.len()],
     duration: Histogram,
     bytes: IntCounter,
     memory: IntCounter,
@@ -125,14 +126,11 @@ impl HitCounters {
         .inc();
     }
 
-    /// An answer was sent with this status (200, 206 or 304), so many bytes of body, in this time; `gone`: the client did not take all of it.
+    /// An answer was sent with this status (one of [`HIT_STATUSES`]), so many bytes of body, in this time; `gone`: the client did not take all of it.
     pub fn sent(&self, status: u16, bytes: u64, time: std::time::Duration, gone: bool) {
-        match status {
-            304 => &self.not_modified,
-            206 => &self.partial,
-            _ => &self.whole,
+        if let Some((_, counter)) = self.statuses.iter().find(|(known, _)| *known == status) {
+            counter.inc();
         }
-        .inc();
         self.duration.observe(time.as_secs_f64());
         self.bytes.inc_by(bytes);
         if gone {
@@ -258,9 +256,7 @@ impl Metrics {
     pub fn hits(&self, door: &str, kind: &str, policy: &str) -> HitCounters {
         let status = |status: &str| self.requests.with_label_values(&[door, kind, status]);
         HitCounters {
-            whole: status("200"),
-            not_modified: status("304"),
-            partial: status("206"),
+            statuses: HIT_STATUSES.map(|known| (known, status(itoa::Buffer::new().format(known)))),
             duration: self.duration.with_label_values(&[door, kind]),
             bytes: self.bytes.with_label_values(&[door, "out"]),
             memory: self.cache.with_label_values(&[policy, "hit", "memory"]),

@@ -424,6 +424,13 @@ async fn only_whole_good_pages_are_stored() {
     weir.edge().get("/case/gone").send().await.expect(404);
     let again = async || Some(weir.edge().get("/case/gone").send().await.expect(404)).filter(|a| a.verdict() == "HIT");
     eventually("the 404 is a hit", again).await;
+    // Counted as what they are; an answer is counted only after it was sent, so one from before may be among them.
+    let counted = async || weir.metric("weir_requests_total", &["route=\"document\"", "status=\"404\""]).await;
+    let before = counted().await;
+    for _ in 0..10 {
+        weir.edge().get("/case/gone").send().await.expect(404);
+    }
+    eventually("they are counted as 404", async || (counted().await >= before + 10.0).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -35,7 +35,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, reques
 use std::{future::{Future, poll_fn}, pin::pin, sync::Arc, task::Poll, time::Instant};
 use weir_cache::{Accepted, Entry, Report, Tier, Variant, Verdict, status};
 use weir_config::{CacheHeaders, HeaderNames};
-use weir_gateway::{RequestId, metrics::HitCounters};
+use weir_gateway::{RequestId, metrics::{HIT_STATUSES, HitCounters}};
 
 mod forward;
 
@@ -233,7 +233,7 @@ impl<'a> Hit<'a> {
         let accepted = Accepted::of(head.accept_encoding);
         let whole = Hit { entry, from, variant: entry.pick_for(&accepted), accepted, held: false, now };
         if entry.meta().status != 200 {
-            return (head.range.is_none() && matches!(entry.meta().status, 404 | 410)).then_some(whole);
+            return (head.range.is_none() && HIT_STATUSES.contains(&entry.meta().status)).then_some(whole);
         }
         // If-None-Match goes before If-Modified-Since, and both before Range (RFC 9110 section 13.2.2).
         if let Some(list) = head.if_none_match {
