@@ -7,6 +7,7 @@ use crate::{
     fields,
     memory::StoredKey,
     policy::Terms,
+    respond::lists_tag,
 };
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
@@ -266,15 +267,10 @@ impl Entry {
     /// The variant that the client holds already, by its `If-None-Match` (weak comparison, RFC 9110 section 13.1.2): the one that it would
     /// get, or another that it accepts. The server may choose among acceptable representations; a 304 with that one's head, `ETag` included,
     /// says which copy is still good. `None`: send the whole. Allocates nothing.
-    pub fn held(&self, if_none_match: &[u8], accept_encoding: Option<&[u8]>) -> Option<&Variant> {
-        self.held_for(|| std::iter::once(if_none_match), &Accepted::of(accept_encoding))
-    }
-
-    /// The same, from all lines of `If-None-Match`.
-    pub fn held_for<'a, L: Iterator<Item = &'a [u8]>>(&self, lists: impl Fn() -> L, accepted: &Accepted) -> Option<&Variant> {
+    pub(crate) fn held(&self, if_none_match: &[u8], accepted: &Accepted) -> Option<&Variant> {
         let best = self.pick_for(accepted);
         let others = self.variants().filter(|variant| accepted.weight(variant.coding) > 0);
-        std::iter::once(best).chain(others).find(|variant| crate::respond::lists_tag(lists(), variant.etag.as_deref()))
+        std::iter::once(best).chain(others).find(|variant| lists_tag(std::iter::once(if_none_match), variant.etag.as_deref()))
     }
 
     pub(crate) fn identity(&self) -> &Variant {
@@ -335,6 +331,14 @@ impl Entry {
     /// The fields of the head as name and value.
     pub fn fields(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         lines(self.head())
+    }
+
+    /// Seconds since 1970 of a date among the fields of the head; `None` if it is missing, repeated or malformed.
+    pub(crate) fn date(&self, name: &HeaderName) -> Option<u64> {
+        let mut found = self.fields().filter(|(field, _)| field.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        let (_, value) = found.next()?;
+        found.next().is_none().then_some(())?;
+        fields::parse_date(std::str::from_utf8(value).ok()?)
     }
 
     /// The fields of the head as a map. Values point into the entry.

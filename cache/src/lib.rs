@@ -59,5 +59,5 @@ pub use encode::{Accepted, Coding, Codings, Variant};
 pub use engine::{Engine, EngineOptions};
 pub use entry::Entry;
 pub use purge::{Purge, PurgeReport};
-pub use respond::{without_body as fields_of_304, write_fields_of_304};
+pub use respond::{Conditions, Form, form};
 pub use stats::{Stats, StatsSnapshot};

@@ -7,7 +7,7 @@ use std::{
     cell::Cell,
 };
 use support::*;
-use weir_cache::{Tier, status};
+use weir_cache::{Accepted, Conditions, Tier, form, status};
 
 thread_local!(static COUNT: Cell<u64> = const { Cell::new(0) });
 
@@ -55,19 +55,25 @@ async fn a_hit_in_memory_allocates_nothing() {
         machine.engine.count_hit(Tier::Memory);
     }
     assert_eq!(COUNT.get() - before, 0);
-    // Neither does the choice of an encoding, nor the look whether the client has it already.
+    assert!(out.ends_with(b"shoes </html>"));
+    // Neither does the choice of an encoding, nor the look whether the client has it already, or wants a part of it.
     for (accept, etag) in [("gzip, deflate, br;q=0.9, zstd;q=0.5", "\"x\", \"y\""), ("br", "*")] {
         let before = COUNT.get();
         let entry = machine.engine.peek("v1", key).expect("stored");
         let variant = entry.pick(Some(accept.as_bytes()));
         let (head, body) = (variant.head.clone(), variant.body.clone());
-        let held = entry.held(etag.as_bytes(), Some(accept.as_bytes())).is_some();
+        let accepted = Accepted::of(Some(accept.as_bytes()));
+        let held = form(&entry, &Conditions { if_none_match: Some(etag.as_bytes()), ..Conditions::default() }, &accepted);
+        let since = form(&entry, &Conditions { if_modified_since: Some(b"Sun, 06 Nov 2044 08:49:37 GMT"), ..Conditions::default() }, &accepted);
+        let part = form(&entry, &Conditions { range: Some(b"bytes=2-5"), ..Conditions::default() }, &accepted);
+        out.clear();
+        part.write_head(&mut out);
         assert_eq!(COUNT.get() - before, 0);
+        assert_eq!((since.status(entry.status()).as_u16(), part.range()), (304, 2..6));
         assert!(entry.raw().as_ptr_range().contains(&body.as_ptr()) && body.len() < entry.body().len());
         assert!(head.ends_with(format!("content-length: {}\r\n", body.len()).as_bytes()));
-        assert_eq!(held, etag == "*");
+        assert_eq!(held.status(entry.status()).as_u16(), if etag == "*" { 304 } else { 200 });
     }
-    assert!(out.ends_with(b"shoes </html>"));
     assert_eq!(machine.engine.stats().memory_hits - hits, 100);
     // One buffer is shared by memory and the embedded store.
     let entry = machine.engine.peek("v1", key).expect("stored");

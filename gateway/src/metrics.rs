@@ -103,7 +103,7 @@ const MOST_KNOWN: usize = 16 * 1024;
 thread_local!(static KNOWN: RefCell<IndexMap<Labels, RequestCounters, RandomState>> = RefCell::default());
 
 /// What pages from the cache are answered with on the fast lane.
-pub const HIT_STATUSES: [u16; 4] = [200, 304, 404, 410];
+pub const HIT_STATUSES: [u16; 6] = [200, 206, 304, 404, 410, 416];
 
 /// The counters that answers of one page rule from the cache need, looked up once when the rule is compiled: a hit adds numbers and searches
 /// nothing.

@@ -3,6 +3,9 @@
 use serde_json::json;
 use weir_tests::{Answer, Broken, Config, Connection, Door, Shop, Weir, cache_help::{Gate, Origin, Point, Told}, eventually};
 
+/// When the site's pages were made.
+const MODIFIED: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+
 /// Two instances before one shop, alike but for the lane.
 async fn both(shop: &Shop, change: impl Fn(Config) -> Config) -> [Weir; 2] {
     let mut made = Vec::new();
@@ -66,7 +69,7 @@ async fn both_lanes_give_the_same_answers() {
     let shop = Shop::start().await;
     // Without guest tokens: a fresh one would make every first answer private.
     // And with a site whose pages are always the same.
-    let origin = Origin::start(|seen| Told::large_page(seen.path(), 4000)).await;
+    let origin = Origin::start(|seen| Told::large_page(seen.path(), 4000).with("last-modified", MODIFIED)).await;
     let [fast, general] = both(&shop, |config| {
         config.set("/edge/origin", json!(origin.url())).set("/edge/guests", json!(null)).set("/edge/hosts", json!(["shop.test"])).set("/server/trusted_proxies", json!([]))
     })
@@ -98,6 +101,18 @@ async fn both_lanes_give_the_same_answers() {
         "range: lines=1-2\r\n",
         "range: bytes=0-9\r\nif-range: \"other\"\r\n",
         "range: bytes=0-9\r\naccept-encoding: br\r\n",
+        "range: bytes=0-9\r\naccept-encoding: br, identity;q=0\r\n",
+        "range: bytes=4000-\r\n",
+        "range: bytes=0-0\r\n",
+        "range: bytes=-0\r\n",
+        "range: bytes=9-4\r\n",
+        "range: bytes=0-1,4-5\r\n",
+        "range: bytes=0-99999999999999999999999\r\n",
+        "range: bytes=0-9\r\nrange: bytes=2-3\r\n",
+        "range: bytes=0-9\r\nif-range:\r\n",
+        "range: bytes=0-9\r\nif-range: rubbish\r\n",
+        "range: bytes=0-9\r\nif-modified-since: Sun, 06 Nov 2044 08:49:37 GMT\r\n",
+        "if-modified-since: Sun, 06 Nov 2044 08:49:37 GMT\r\nif-none-match: \"other\"\r\n",
         "cache-control: max-age=0\r\n",
         "cache-control: no-cache\r\n",
         "pragma: no-cache\r\n",
@@ -135,6 +150,9 @@ async fn both_lanes_give_the_same_answers() {
         format!("if-none-match: {br}\r\n"),
         format!("if-none-match: {etag}\r\nrange: bytes=0-9\r\n"),
         format!("range: bytes=0-9\r\nif-range: {etag}\r\n"),
+        format!("range: bytes=0-9\r\nif-range: W/{etag}\r\n"),
+        format!("range: bytes=0-9\r\nif-range: {MODIFIED}\r\n"),
+        format!("if-modified-since: {MODIFIED}\r\naccept-encoding: br\r\n"),
         format!("x-long: {}\r\n", "y".repeat(9000)),
     ])
     .collect();

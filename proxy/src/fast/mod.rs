@@ -32,8 +32,8 @@ use crate::{
 use bytes::{Buf, Bytes};
 use h2::server::SendResponse;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header, request};
-use std::{future::{Future, poll_fn}, pin::pin, sync::Arc, task::Poll, time::Instant};
-use weir_cache::{Accepted, Entry, Report, Tier, Variant, Verdict, status};
+use std::{future::{Future, poll_fn}, ops::Range, pin::pin, sync::Arc, task::Poll, time::Instant};
+use weir_cache::{Accepted, Conditions, Entry, Form, Report, Tier, Verdict, status};
 use weir_config::{CacheHeaders, HeaderNames};
 use weir_gateway::{RequestId, metrics::{HIT_STATUSES, HitCounters}};
 
@@ -81,10 +81,8 @@ enum From {
 struct Hit<'a> {
     entry: &'a Entry,
     from: &'a From,
-    variant: &'a Variant,
+    form: Form<'a>,
     accepted: Accepted,
-    /// The client has it already: a 304.
-    held: bool,
     now: u64,
 }
 
@@ -119,13 +117,10 @@ impl Lane {
 
         let id = RequestId::random();
         self.tail.clear();
-        if hit.held {
-            self.tail.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n");
-            weir_cache::write_fields_of_304(&mut self.tail, &hit.variant.head);
-        }
+        hit.form.write_head(&mut self.tail);
         hit.write_lines(&mut self.tail, &place.edge.config.headers, &self.key, &id);
-        let first: &[u8] = if hit.held { &[] } else { &hit.variant.head };
-        let body: &[u8] = if hit.has_body(&head) { &hit.variant.body } else { &[] };
+        let first: &[u8] = if let Form::Whole(variant) = hit.form { &variant.head } else { &[] };
+        let body = &hit.form.variant().body[hit.body(&head)];
         wire.deadline.set(live.settings.body_timeout);
         let sent = send(&mut wire.stream, &mut wire.deadline, [first, &self.tail, body]).await;
         hit.record(door, peer, &head, &place, &id, started, sent.is_err());
@@ -153,10 +148,10 @@ impl Lane {
         let mut response = Response::new(());
         *response.status_mut() = hit.status();
         let fields = response.headers_mut();
-        *fields = if hit.held { weir_cache::fields_of_304(hit.variant.headers()) } else { hit.variant.headers() };
+        *fields = hit.form.headers();
         hit.set_fields(fields, &place.edge.config.headers, &self.key, &id);
-        let body = hit.has_body(&head);
-        let sent = respond.send_response(response, !body).and_then(|mut send| if body { send.send_data(hit.variant.body.clone(), true) } else { Ok(()) });
+        let body = hit.form.variant().body.slice(hit.body(&head));
+        let sent = respond.send_response(response, body.is_empty()).and_then(|mut send| if body.is_empty() { Ok(()) } else { send.send_data(body, true) });
         hit.record(door, peer, &head, &place, &id, started, sent.is_err());
         true
     }
@@ -230,28 +225,28 @@ impl Lane {
 impl<'a> Hit<'a> {
     /// `None`: this form of answer is the general lane's.
     fn of(entry: &'a Entry, from: &'a From, head: &Peeked<'_>, now: u64) -> Option<Hit<'a>> {
-        let accepted = Accepted::of(head.accept_encoding);
-        let whole = Hit { entry, from, variant: entry.pick_for(&accepted), accepted, held: false, now };
-        if entry.meta().status != 200 {
-            return (head.range.is_none() && HIT_STATUSES.contains(&entry.meta().status)).then_some(whole);
-        }
-        // If-None-Match goes before If-Modified-Since, and both before Range (RFC 9110 section 13.2.2).
-        if let Some(list) = head.if_none_match {
-            if let Some(variant) = entry.held_for(|| std::iter::once(list), &accepted) {
-                return Some(Hit { variant, held: true, ..whole });
-            }
-        } else if head.if_modified_since.is_some() {
+        if !HIT_STATUSES.contains(&entry.meta().status) {
             return None;
         }
-        head.range.is_none().then_some(whole)
+        let accepted = Accepted::of(head.accept_encoding);
+        let conditions = Conditions {
+            head_only: head.head_only,
+            if_none_match: head.if_none_match,
+            if_modified_since: head.if_modified_since,
+            range: head.range,
+            if_range: head.if_range,
+        };
+        let form = weir_cache::form(entry, &conditions, &accepted);
+        Some(Hit { entry, from, form, accepted, now })
     }
 
     fn status(&self) -> StatusCode {
-        if self.held { StatusCode::NOT_MODIFIED } else { self.entry.status() }
+        self.form.status(self.entry.status())
     }
 
-    fn has_body(&self, head: &Peeked<'_>) -> bool {
-        !self.held && !head.head_only && !self.variant.body.is_empty()
+    /// Which bytes of the variant's body are sent.
+    fn body(&self, head: &Peeked<'_>) -> Range<usize> {
+        if head.head_only { 0..0 } else { self.form.range() }
     }
 
     fn age(&self) -> u64 {
@@ -304,7 +299,7 @@ impl<'a> Hit<'a> {
     #[allow(clippy::too_many_arguments)]
     fn record(&self, door: &Door, peer: &Peer, head: &Peeked<'_>, place: &Place<'_>, id: &RequestId, started: Instant, gone: bool) {
         let time = started.elapsed();
-        let bytes = if self.has_body(head) { self.variant.body.len() as u64 } else { 0 };
+        let bytes = self.body(head).len() as u64;
         let status = self.status().as_u16();
         let environment = &door.weir.environment;
         place.counters.sent(status, bytes, time, gone);
