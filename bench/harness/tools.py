@@ -93,8 +93,8 @@ def weir(given, build):
     """Weir's binary: the one given, or the release build of this checkout."""
     if given:
         return given
-    binary = REPOSITORY / "target" / "release" / "weir"
+    binary = REPOSITORY / "target" / "pgo" / "weir"
     if build or not binary.exists():
-        say("building weir (release)")
-        subprocess.run(["cargo", "build", "--release", "--locked", "-p", "weir"], cwd=REPOSITORY, check=True)
+        say("building weir (scripts/release)")
+        subprocess.run([REPOSITORY / "scripts" / "release"], stdout=sys.stderr, check=True)
     return str(binary)
