@@ -176,7 +176,12 @@ impl<'e> Form<'e> {
 /// Answers a request from an entry, in the encoding that the client likes best.
 pub fn answer(entry: &Entry, request: &CacheRequest, accepted: &Accepted, now_ms: u64, report: Report) -> Answer {
     let headers = &request.headers;
-    let single = |name| fields::single(headers, name).map(str::as_bytes);
+    // Not as text: an entity tag may have bytes that are not ASCII.
+    let single = |name| {
+        let mut all = headers.get_all(name).iter();
+        let first = all.next()?.as_bytes().trim_ascii();
+        all.next().is_none().then_some(first)
+    };
     let lists: Vec<&[u8]> = headers.get_all(header::IF_NONE_MATCH).iter().map(HeaderValue::as_bytes).collect();
     let lists = lists.join(&b", "[..]);
     let asked = Conditions {
