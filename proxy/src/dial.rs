@@ -59,7 +59,7 @@ pub fn connector() -> TransportConnector {
 pub struct PeerKey {
     /// Of all the rest.
     hash: u64,
-    endpoint: String,
+    address: SocketAddr,
     tls: Option<(Same, Option<ServerName<'static>>)>,
     spoken: Spoken,
 }
@@ -98,9 +98,10 @@ type Known = HashMap<Places, (Arc<PeerKey>, Weak<ServiceRuntime>, Weak<Endpoint>
 thread_local!(static KEYS: RefCell<Known> = RefCell::default());
 
 impl PeerKey {
-    /// The key of a service's connections to an endpoint.
-    pub fn of(service: &Arc<ServiceRuntime>, endpoint: &Arc<Endpoint>) -> Arc<PeerKey> {
-        KEYS.with_borrow_mut(|known| {
+    /// The key of a service's connections to an endpoint. `None`: its address is not known, so no connection is sure to lead there.
+    pub fn of(service: &Arc<ServiceRuntime>, endpoint: &Arc<Endpoint>) -> Option<Arc<PeerKey>> {
+        let address = endpoint.fixed_address()?;
+        Some(KEYS.with_borrow_mut(|known| {
             let places = (Arc::as_ptr(service), Arc::as_ptr(endpoint));
             if let Some((key, ..)) = known.get(&places) {
                 return key.clone();
@@ -108,18 +109,18 @@ impl PeerKey {
             if known.len() >= KNOWN {
                 known.clear();
             }
-            let key = Arc::new(PeerKey::new(service, endpoint));
+            let key = Arc::new(PeerKey::new(service, endpoint, address));
             known.insert(places, (key.clone(), Arc::downgrade(service), Arc::downgrade(endpoint)));
             key
-        })
+        }))
     }
 
-    fn new(service: &ServiceRuntime, endpoint: &Endpoint) -> PeerKey {
+    fn new(service: &ServiceRuntime, endpoint: &Endpoint, address: SocketAddr) -> PeerKey {
         // The same for all threads and for as long as the process lives: equal keys of different configurations share connections.
         static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::new);
         let tls = service.tls.as_ref().map(|tls| (Same(tls.config.clone()), endpoint.server_name().or(tls.name.as_ref()).cloned()));
-        let hash = STATE.hash_one((&endpoint.name, &tls, service.spoken));
-        PeerKey { hash, endpoint: endpoint.name.clone(), tls, spoken: service.spoken }
+        let hash = STATE.hash_one((address, &tls, service.spoken));
+        PeerKey { hash, address, tls, spoken: service.spoken }
     }
 }
 
@@ -265,23 +266,30 @@ fn failed(kind: &'static str, reason: String, status: http::StatusCode) -> Fetch
     FetchError { kind, reason, status }
 }
 
-/// Opens a connection, or finds that another request has just opened one with room.
+/// Opens a connection, or finds that another request has just opened one with room. With it comes the key that it may be kept under: that
+/// of the address it leads to, which only the next endpoint has where the name of this one was looked up first.
 ///
 /// Errors: 503 `dns`, 502 `connect` or `tls`, 504 `connect-timeout`.
-pub async fn connect(connector: &TransportConnector, service: &Arc<ServiceRuntime>, endpoint: &Arc<Endpoint>) -> Result<Connection, FetchError> {
+pub async fn connect(connector: &TransportConnector, service: &Arc<ServiceRuntime>, endpoint: &Arc<Endpoint>) -> Result<(Connection, Arc<PeerKey>), FetchError> {
+    let late = Instant::now() + service.connect_timeout;
+    let key = match PeerKey::of(service, endpoint) {
+        Some(key) => key,
+        None => Arc::new(PeerKey::new(service, endpoint, in_time(late, service, endpoint, look_up(endpoint)).await?)),
+    };
     if service.spoken == Spoken::Http1 {
-        return Ok(Connection::Http1(Wire::new(open(connector, service, endpoint).await?.0)));
+        let (stream, _) = in_time(late, service, endpoint, open(connector, service, endpoint, key.address)).await?;
+        return Ok((Connection::Http1(Wire::new(stream)), key));
     }
-    let key = PeerKey::of(service, endpoint);
     let opening = POOL.with_borrow_mut(|pool| pool.entry(key.clone(), Instant::now()).opening.clone());
     // A burst of first requests shares one connection.
     let _alone = opening.lock().await;
     if let Some(connection @ Connection::Http2(_)) = reuse(&key, Instant::now()) {
-        return Ok(connection);
+        return Ok((connection, key));
     }
-    let (stream, http2) = open(connector, service, endpoint).await?;
+    let late = Instant::now() + service.connect_timeout;
+    let (stream, http2) = in_time(late, service, endpoint, open(connector, service, endpoint, key.address)).await?;
     if !http2 {
-        return Ok(Connection::Http1(Wire::new(stream)));
+        return Ok((Connection::Http1(Wire::new(stream)), key));
     }
     let scheme = if service.tls.is_some() { "https" } else { "http" };
     let mut builder = h2::client::Builder::new();
@@ -302,31 +310,37 @@ pub async fn connect(connector: &TransportConnector, service: &Arc<ServiceRuntim
     let Some(place) = shared.place() else {
         return Err(failed("connect", format!("{} allows no requests", endpoint.name), http::StatusCode::BAD_GATEWAY));
     };
-    POOL.with_borrow_mut(|pool| pool.entry(key, Instant::now()).shared.push(shared));
-    Ok(Connection::Http2(place))
+    POOL.with_borrow_mut(|pool| pool.entry(key.clone(), Instant::now()).shared.push(shared));
+    Ok((Connection::Http2(place), key))
+}
+
+/// Where an endpoint without an address is.
+async fn look_up(endpoint: &Endpoint) -> Result<SocketAddr, FetchError> {
+    endpoint.address().await.map_err(|why| {
+        // As in Kong: nothing was asked, so there was no bad answer.
+        failed(UNRESOLVED, format!("{} does not resolve: {why}", endpoint.host), http::StatusCode::SERVICE_UNAVAILABLE)
+    })
 }
 
 /// Opens a stream; whether HTTP/2 is to be spoken on it.
-async fn open(connector: &TransportConnector, service: &ServiceRuntime, endpoint: &Endpoint) -> Result<(Stream, bool), FetchError> {
+async fn open(connector: &TransportConnector, service: &ServiceRuntime, endpoint: &Endpoint, address: SocketAddr) -> Result<(Stream, bool), FetchError> {
     let bad = http::StatusCode::BAD_GATEWAY;
-    let opening = async {
-        let address = endpoint.address().await.map_err(|why| {
-            // As in Kong: nothing was asked, so there was no bad answer.
-            failed(UNRESOLVED, format!("{} does not resolve: {why}", endpoint.host), http::StatusCode::SERVICE_UNAVAILABLE)
-        })?;
-        let stream = connector.new_stream(&peer(service, address)).await;
-        let stream = stream.map_err(|error| failed("connect", format!("{}: {}", endpoint.name, error.etype().as_str()), bad))?;
-        let Some(tls) = &service.tls else { return Ok((stream, service.spoken == Spoken::Http2)) };
-        let name = endpoint.server_name().or(tls.name.as_ref()).cloned().unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
-        let stream = tokio_rustls::TlsConnector::from(tls.config.clone()).connect(name, stream).await;
-        let stream = stream.map_err(|error| failed("tls", format!("{}: {error}", endpoint.name), bad))?;
-        let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-        if !http2 && service.spoken == Spoken::Http2 {
-            return Err(failed("tls", format!("{} does not offer HTTP/2", endpoint.name), bad));
-        }
-        Ok((Box::new(Socket(stream)) as Stream, http2))
-    };
-    tokio::time::timeout(service.connect_timeout, opening).await.unwrap_or_else(|_| {
+    let stream = connector.new_stream(&peer(service, address)).await;
+    let stream = stream.map_err(|error| failed("connect", format!("{}: {}", endpoint.name, error.etype().as_str()), bad))?;
+    let Some(tls) = &service.tls else { return Ok((stream, service.spoken == Spoken::Http2)) };
+    let name = endpoint.server_name().or(tls.name.as_ref()).cloned().unwrap_or_else(|| ServerName::IpAddress(address.ip().into()));
+    let stream = tokio_rustls::TlsConnector::from(tls.config.clone()).connect(name, stream).await;
+    let stream = stream.map_err(|error| failed("tls", format!("{}: {error}", endpoint.name), bad))?;
+    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    if !http2 && service.spoken == Spoken::Http2 {
+        return Err(failed("tls", format!("{} does not offer HTTP/2", endpoint.name), bad));
+    }
+    Ok((Box::new(Socket(stream)) as Stream, http2))
+}
+
+/// A step towards a connection, until it is too `late`.
+async fn in_time<T>(late: Instant, service: &ServiceRuntime, endpoint: &Endpoint, step: impl Future<Output = Result<T, FetchError>>) -> Result<T, FetchError> {
+    tokio::time::timeout_at(late, step).await.unwrap_or_else(|_| {
         let reason = format!("no connection to {} within {:?}", endpoint.name, service.connect_timeout);
         Err(failed("connect-timeout", reason, http::StatusCode::GATEWAY_TIMEOUT))
     })

@@ -107,11 +107,13 @@ pub async fn forward<D: Downstream>(
             exchange::resume(sent, &request, upload, limits).await
         } else {
             let key = PeerKey::of(service, &endpoint);
-            let connected = match if fresh_only { None } else { dial::reuse(&key, begun) } {
-                Some(wire) => Ok((wire, true)),
-                None => connect(connector, service, &endpoint, until).await.map(|wire| (wire, false)),
+            let kept = key.filter(|_| !fresh_only).and_then(|key| Some((dial::reuse(&key, begun)?, key)));
+            let reused = kept.is_some();
+            let connected = match kept {
+                Some(kept) => Ok(kept),
+                None => connect(connector, service, &endpoint, until).await,
             };
-            let (wire, reused) = match connected {
+            let (wire, key) = match connected {
                 Ok(connected) => connected,
                 Err(error) if error.kind == CALLERS_DEADLINE => break error,
                 Err(error) => {
@@ -228,7 +230,7 @@ async fn connect(
     service: &Arc<ServiceRuntime>,
     endpoint: &Arc<Endpoint>,
     until: Option<Until>,
-) -> Result<dial::Connection, FetchError> {
+) -> Result<(dial::Connection, Arc<PeerKey>), FetchError> {
     let connect = dial::connect(connector, service, endpoint);
     match until {
         Some(until) => tokio::time::timeout_at(until.at, connect).await.unwrap_or_else(|_| Err(exchange::over(until))),

@@ -1,5 +1,8 @@
 //! Upstreams with names: their records are followed, with ports, weights and priorities; a name server that is away changes nothing.
 
+use bytes::Bytes;
+use h2::{RecvStream, server::SendResponse};
+use http::{Request, Response};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
@@ -11,7 +14,7 @@ use weir_tests::{
     Config, Weir,
     cache_help::{Gate, Origin, Point, Told},
     dns::{Has, NameServer, address},
-    eventually,
+    eventually, http2,
 };
 
 /// An origin that says who it is.
@@ -184,6 +187,46 @@ async fn without_an_answer_the_last_addresses_stay_in_use() {
     eventually("the name is back", async || Some(door.get("/").send().await).filter(|answer| answer.status == 200 && answer.text() == "a")).await;
     for told in ["a name is not answered", "a name is answered again", "the last addresses of a name are given up"] {
         assert!(weir.said().contains(told), "{told}: {}", weir.said());
+    }
+}
+
+async fn greet(_: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let mut body = respond.send_response(Response::new(()), false).expect("a stream");
+    let _ = body.send_data("h2".into(), true);
+}
+
+/// A request that waits for a name's first answer opens a connection before anything else does. Used again and again, it would be alive
+/// long after the name is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_of_the_first_requests_do_not_outlive_the_name() {
+    let server = NameServer::start().await;
+    let a = named("a").await;
+    let h2 = http2::serve(greet).await;
+    server.set("shop.test", 1, vec![address("127.0.0.1")]);
+    server.open(false);
+    let config = config(&server, json!({ "timeout": "60s", "missing": "1s", "negative_ttl": "1s" }), json!([]))
+        .service("one", &format!("http://shop.test:{}", a.address().port()), "/one", json!([]))
+        .service("two", &format!("http://shop.test:{}", h2.port()), "/two", json!([]))
+        .set("/gateway/services/1/http2", json!(true))
+        .set("/gateway/services/0/concurrency", json!({ "limit": 8 }))
+        .set("/gateway/services/1/concurrency", json!({ "limit": 8 }));
+    let weir = Weir::start(&config).await;
+    let door = weir.gateway();
+    let paths = [("/one", "a"), ("/two", "h2")];
+    let first = paths.map(|(path, said)| tokio::spawn(async move { assert_eq!(door.get(path).send().await.expect(200).text(), said) }));
+    eventually("both wait for the name", async || (weir.metric("weir_concurrency_under_way", &[]).await == 2.0).then_some(())).await;
+    server.open(true);
+    for request in first {
+        request.await.expect("an answer");
+    }
+    server.remove("shop.test");
+    for (path, _) in paths {
+        let refused = eventually("the name is gone", async || Some(door.get(path).send().await).filter(|answer| answer.status != 200)).await;
+        assert_eq!((refused.status, refused.must("x-weir-reason")), (503, "dns"), "{path}");
+    }
+    server.set("shop.test", 1, vec![address("127.0.0.1")]);
+    for (path, said) in paths {
+        eventually("the name is back", async || Some(door.get(path).send().await).filter(|answer| answer.status == 200 && answer.text() == said)).await;
     }
 }
 

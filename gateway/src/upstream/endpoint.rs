@@ -93,7 +93,15 @@ impl Endpoint {
 
     /// Whether it has an address.
     pub(super) fn is_known(&self) -> bool {
-        matches!(self.at, At::Fixed(_))
+        self.fixed_address().is_some()
+    }
+
+    /// Its address; `None`: it stands for a name that has none yet, or none any more.
+    pub fn fixed_address(&self) -> Option<SocketAddr> {
+        match self.at {
+            At::Fixed(address) => Some(address),
+            At::Unknown(..) => None,
+        }
     }
 
     /// `Host` for its requests in place of the service's.

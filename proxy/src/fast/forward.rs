@@ -186,9 +186,9 @@ impl Lane {
         }
 
         let Some(endpoint) = way.service.upstream.pick_for(None, &[]) else { return begun(cx, progress, None, seen, None) };
-        let key = PeerKey::of(way.service, &endpoint);
         let at = Instant::now();
-        let Some(Connection::Http1(mut up)) = dial::reuse(&key, at) else {
+        let kept = PeerKey::of(way.service, &endpoint).and_then(|key| Some((dial::reuse(&key, at)?, key)));
+        let Some((Connection::Http1(mut up), key)) = kept else {
             return begun(cx, progress, None, seen, Some(Begun { endpoint, sent: None }));
         };
         cx.times.forwarded = Some(at.into_std().saturating_duration_since(cx.started));
