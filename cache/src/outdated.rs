@@ -11,6 +11,9 @@ pub fn may_have_changed(status: StatusCode) -> bool {
 /// Path and query of what `Location` and `Content-Location` name, if it is of the origin that was asked; references are resolved against the
 /// request's own address. Other origins are not ours to outdate.
 pub fn named(headers: &HeaderMap, scheme: &str, host: &str, target: &Uri) -> Vec<Uri> {
+    if !headers.contains_key(header::LOCATION) && !headers.contains_key(header::CONTENT_LOCATION) {
+        return Vec::new();
+    }
     let path = target.path_and_query().map_or("/", |path| path.as_str());
     let Ok(base) = Url::parse(&format!("{scheme}://{host}{path}")) else { return Vec::new() };
     let mut found: Vec<Uri> = Vec::new();

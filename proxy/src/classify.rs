@@ -130,11 +130,13 @@ pub fn classify(req: &request::Parts, rules: &ClassifyRules) -> Classified {
     Classified { class, reason, api, monitor, next_data }
 }
 
-/// Whether a plain GET or HEAD asks for a page, by what the fast lane reads of it. Answers `true` only where [`classify`] says
+/// Whether a plain request asks for a page, by what the fast lane reads of it. Answers `true` only where [`classify`] says
 /// [`Class::Document`] and no monitor for the same request; in doubt `false`.
 pub fn is_plain_document(head: &Peeked<'_>, rules: &ClassifyRules) -> bool {
     let path = head.path;
-    !head.site
+    matches!(*head.method, Method::GET | Method::HEAD)
+        && head.body.is_none()
+        && !head.site
         && !head.steers
         && weir_cache::keys::ambiguity(path).is_none()
         && !HEALTH_PATHS.contains(&path)

@@ -283,8 +283,8 @@ pub fn over(until: Until) -> FetchError {
     FetchError { kind, reason: reason.into(), status: StatusCode::GATEWAY_TIMEOUT }
 }
 
-/// A request without a body that the fast lane has sent on a connection of the pool. The head of its answer has not been taken from what
-/// was received.
+/// A request that the fast lane has sent, with all of its body, on a connection of the pool. The head of its answer has not been taken from
+/// what was received.
 pub struct Sent {
     /// The connection.
     pub wire: Wire,
@@ -351,19 +351,19 @@ async fn attempt_http1<D: Downstream>(
     };
     let mut encoder = BodyEncoder::new(length);
     let mut head = Vec::new();
+    // The body seen so far leaves with the head; for a small body that is one packet and all of it.
+    let mut first = Vec::new();
+    let mut sent_all = upload.length == RequestBody::Empty || sent.is_some();
     if sent.is_none() {
         head.reserve(1024);
         h1::write_request_head(&mut head, request, length);
-    }
-    // The body seen so far leaves with the head; for a small body that is one packet and all of it.
-    let mut first = Vec::new();
-    let mut sent_all = upload.length == RequestBody::Empty;
-    if !upload.seen.is_empty() {
-        encoder.encode(&upload.seen, &mut first).map_err(|_| TryError::Client(ClientError::Malformed))?;
-    }
-    if upload.whole && !sent_all {
-        encoder.finish(&mut first).map_err(|_| TryError::Client(ClientError::Malformed))?;
-        sent_all = true;
+        if !upload.seen.is_empty() {
+            encoder.encode(&upload.seen, &mut first).map_err(|_| TryError::Client(ClientError::Malformed))?;
+        }
+        if upload.whole && !sent_all {
+            encoder.finish(&mut first).map_err(|_| TryError::Client(ClientError::Malformed))?;
+            sent_all = true;
+        }
     }
     limits.begin(&mut wire, Wait::Write);
     let mut answered_early = match wire.write_unless_answered(&head, &first).await {

@@ -134,6 +134,9 @@ pub struct Stage {
 /// Serves a request from where the fast lane left it.
 pub async fn go_on<D: Downstream>(work: &mut Work<'_, D>, mut request: request::Parts, stage: Stage) {
     strip_identity(&mut request.headers);
+    if !request.method.is_safe() {
+        work.cx.state.insert(crate::purging::Unsafe::of(&request));
+    }
     let Stage { route, prefix_len, progress, reply, fields, begun } = stage;
     work.shown.times = work.live.snapshot.headers;
     work.label.clone_from(&route.name);

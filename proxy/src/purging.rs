@@ -4,7 +4,7 @@ use crate::{
     live::{EdgeRules, Live, Weir},
     warm,
 };
-use http::{HeaderMap, Method, Uri, header, request, response};
+use http::{HeaderMap, Method, StatusCode, Uri, header, request};
 use std::{net::IpAddr, sync::Arc, time::Duration};
 use weir_cache::{Purge, PurgeReport, outdated};
 use weir_config::PurgeAccess;
@@ -31,8 +31,10 @@ pub fn page(live: &Live, host: &str, uri: &Uri) -> Result<Vec<Purge>, String> {
 /// section 4.4).
 #[derive(Debug, Clone)]
 pub struct Unsafe {
-    uri: Uri,
-    headers: HeaderMap,
+    /// Path and query.
+    pub uri: Uri,
+    /// Its fields.
+    pub headers: HeaderMap,
 }
 
 impl Unsafe {
@@ -44,14 +46,15 @@ impl Unsafe {
 
 /// Forgets what a successful unsafe request outdates: what is stored at its own address, and at those that its answer names: the page, if a rule
 /// keeps it (rules may say that theirs do not go so), and what the route holds that a GET for it would take. A page's address means both schemes.
-pub fn outdate(weir: &Arc<Weir>, live: &Live, client: &Client, request: &Unsafe, answer: &response::Parts) {
-    if !outdated::may_have_changed(answer.status) {
+/// `fields`: the request's; `answer`: the answer's.
+pub fn outdate(weir: &Arc<Weir>, live: &Live, client: &Client, uri: &Uri, fields: &HeaderMap, status: StatusCode, answer: &HeaderMap) {
+    if !outdated::may_have_changed(status) {
         return;
     }
     let host = &client.host;
-    let named = outdated::named(&answer.headers, client.scheme.as_str(), host, &request.uri);
+    let named = outdated::named(answer, client.scheme.as_str(), host, uri);
     let mut all = Vec::new();
-    for uri in std::iter::once(&request.uri).chain(&named) {
+    for uri in std::iter::once(uri).chain(&named) {
         let pages = live.edge.iter().flat_map(|edge| [false, true].map(|https| edge.pages.plan(https, host, uri))).flatten();
         let pages = pages.filter(|plan| plan.page.rule.invalidate);
         all.extend(pages.map(|plan| Purge::Key { epoch: plan.plan.epoch.to_string(), key: plan.plan.key }));
@@ -61,7 +64,7 @@ pub fn outdate(weir: &Arc<Weir>, live: &Live, client: &Client, request: &Unsafe,
             host,
             port: client.port,
             path: uri.path(),
-            headers: &request.headers,
+            headers: fields,
             sni: client.sni.as_deref(),
         });
         if let Some(route) = found.and_then(|found| live.snapshot.routes.get(found.route)) {

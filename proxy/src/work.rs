@@ -76,7 +76,7 @@ impl<D: Downstream> Work<'_, D> {
         if !self.method.is_safe()
             && let Some(request) = self.cx.state.get::<crate::purging::Unsafe>()
         {
-            crate::purging::outdate(self.weir, &self.live, &self.cx.client, request, parts);
+            crate::purging::outdate(self.weir, &self.live, &self.cx.client, &request.uri, &request.headers, parts.status, &parts.headers);
         }
         let headers = &mut parts.headers;
         headers.remove(WEIR_CACHE_CONTROL);

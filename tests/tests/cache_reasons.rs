@@ -100,7 +100,7 @@ fn changing(seen: &Seen) -> Told {
             told = told.with(name, &value);
         }
     }
-    told
+    if field("x-form") == "chunked" { told.chunked() } else { told }
 }
 
 async fn kept(door: weir_tests::Door, target: &str, old: &Answer) {
@@ -176,25 +176,29 @@ async fn rfc9111_4_4_by_whichever_route_the_request_came() {
         .set("/gateway/services/1/routes/0/methods", json!(["POST", "PUT"]));
     let weir = Weir::start(&config).await;
     let (api, shop) = (weir.gateway(), weir.edge());
-    for (door, location, outdated) in [
+    for ((door, location, outdated), form) in [
         // Its own address, that another route serves to readers.
         (api, "", [true, false, false]),
         (shop, "", [true, false, false]),
         // What is on a third route, and a page of the site, with the query as it comes.
         (api, "/api/stock?b=2&a=1", [true, true, false]),
         (api, "/shoes", [true, false, true]),
-    ] {
+    ]
+    // An answer in chunks is the general lane's, whoever sent the request.
+    .into_iter()
+    .flat_map(|case| [(case, "whole"), (case, "chunked")])
+    {
         let pages = [(api, "/api/orders"), (api, "/api/stock?a=1&b=2"), (shop, "/shoes")];
         let mut old = Vec::new();
         for (door, page) in pages {
             old.push(until_hit(door, page).await);
         }
-        let asked = door.ask("POST", "/api/orders").body("");
+        let asked = door.ask("POST", "/api/orders").header("x-form", form).body("");
         let asked = if location.is_empty() { asked } else { asked.header("x-location", location) };
         asked.send().await.expect(200);
         for (((door, page), old), outdated) in pages.into_iter().zip(&old).zip(outdated) {
             let now = door.get(page).send().await.expect(200);
-            assert_eq!((now.verdict(), now.body == old.body), if outdated { ("MISS", false) } else { ("HIT", true) }, "{location}: {page}");
+            assert_eq!((now.verdict(), now.body == old.body), if outdated { ("MISS", false) } else { ("HIT", true) }, "{location}, {form}: {page}");
         }
     }
 }

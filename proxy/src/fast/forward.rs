@@ -1,4 +1,5 @@
-//! Ordinary forwards: a GET whose route has no plugins but those that look at a few fields, to a service of whom a connection waits.
+//! Ordinary forwards: a request that is wholly here, whose route has no plugins but those that look at a few fields, to a service of whom a
+//! connection waits.
 //!
 //! ```text
 //! peek ─ a route of plain means? ─► plugins, on the fields they name ─► endpoint, idle connection ─► sent ─► peek at the answer ─► written
@@ -19,6 +20,7 @@ use crate::{
     gateway::{Handed, Stage},
     h1::{self, Peeked},
     live::Live,
+    purging,
     server::{Door, Peer},
     times,
     wire::{Wire, send},
@@ -38,7 +40,7 @@ use weir_gateway::{
 /// So long the head of an answer is waited for here. The general lane waits longer, and looks whether the client is still there.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Bodies up to this many bytes leave in one piece with their head.
+/// Bodies up to this many bytes leave in one piece with their head; a request with a longer one is none for this lane.
 const SHORT: usize = 4096;
 
 /// The field lines of a head. Most heads have fewer.
@@ -93,7 +95,7 @@ struct Way<'l> {
 impl<'l> Way<'l> {
     fn of(live: &'l Live, peer: &Peer, head: &Peeked<'_>) -> Option<Way<'l>> {
         static NO_FIELDS: LazyLock<HeaderMap> = LazyLock::new(HeaderMap::new);
-        if head.head_only || head.steers || head.via || live.snapshot.router.reads_fields() {
+        if head.head_only() || head.steers || head.via || live.snapshot.router.reads_fields() {
             return None;
         }
         // The general lane judges whether the connection was made for this host, and what a trusted proxy says.
@@ -102,7 +104,7 @@ impl<'l> Way<'l> {
         }
         let query = router::Query {
             scheme: scheme(peer).as_str(),
-            method: &Method::GET,
+            method: head.method,
             host: head.host,
             port: peer.port,
             path: head.path,
@@ -121,8 +123,14 @@ impl<'l> Way<'l> {
             && care.guard.is_none()
             && care.limits.is_empty()
             && care.deadlines.are_none()
-            && !service.upstream.hashes();
+            && !service.upstream.hashes()
+            // A body that is not to be read ahead is passed on as it comes.
+            && (head.body.is_none() || route.request_buffering);
         let sights = route.chains.base.sights().filter(|_| plain)?;
+        // What an unsafe request outdates depends on these.
+        if !head.method.is_safe() && (sights.answer.have(b"location") || sights.answer.have(b"content-location")) {
+            return None;
+        }
         Some(Way { route, service, sights, prefix_len: found.prefix_len, captures: found.captures })
     }
 
@@ -149,6 +157,9 @@ impl Lane {
         }
         let mut fields = Lines::new();
         let Some(head) = h1::peek_lines(&wire.received, settings.max_head, |line| fields.push(line)) else { return Served::No };
+        let whole = head.length + head.body.unwrap_or(0);
+        let body = wire.received.get(head.length..whole).filter(|body| body.len() <= SHORT && body.len() as u64 <= settings.max_body);
+        let Some(asked) = body else { return Served::No };
         let Some(way) = Way::of(&live, peer, &head) else { return Served::No };
         let chain = &way.route.chains.base;
         let mut cx = RequestContext::new(Client {
@@ -180,7 +191,8 @@ impl Lane {
             }
             progress = Some(at);
             let elsewhere = cx.service.as_ref().is_none_or(|service| !Arc::ptr_eq(service, way.service));
-            if elsewhere || cx.plan.is_some() || cx.guard.is_some() || cx.before_send.is_some() {
+            let other_body = cx.replace_body.is_some() || cx.body_hash.is_some() || cx.max_body.is_some_and(|most| asked.len() as u64 > most);
+            if elsewhere || other_body || cx.plan.is_some() || cx.guard.is_some() || cx.before_send.is_some() {
                 return begun(cx, progress, None, seen, None);
             }
         }
@@ -203,16 +215,17 @@ impl Lane {
         }
         write_request(&mut self.tail, &way, &head, &fields, &self.peer, &cx, &endpoint, seen.as_ref().map(|parts| &parts.headers));
         drop(fields);
+        self.tail.extend_from_slice(asked);
         let _others = Others::meet().await;
         up.deadline.set(way.service.write_timeout);
-        if send(&mut up.stream, &mut up.deadline, [&self.tail, &[], &[]]).await.is_err() {
-            return begun(cx, progress, None, seen, Some(Begun { endpoint, sent: None }));
-        }
         cx.sent = true;
         let counted = InFlight::on(&endpoint);
-        up.deadline.set(PATIENCE);
         // What went wrong will go wrong again where the general lane looks.
-        let arrived = up.fill().await.is_ok();
+        let mut arrived = send(&mut up.stream, &mut up.deadline, [&self.tail, &[], &[]]).await.is_ok();
+        if arrived {
+            up.deadline.set(PATIENCE);
+            arrived = up.fill().await.is_ok();
+        }
         let mut lines = Lines::new();
         let answer = h1::peek_answer(&up.received, |line| lines.push(line)).filter(|answer| {
             arrived && up.received.len() >= answer.length + answer.body && !way.service.care.retry.statuses.contains(&answer.status.as_u16())
@@ -231,6 +244,9 @@ impl Lane {
         cx.endpoint = Some(endpoint);
         self.tail.clear();
         write_answer(&mut self.tail, chain, way.sights, answer.status, &lines, &mut cx, live.snapshot.headers);
+        if !head.method.is_safe() {
+            outdate(door, &live, &head, &lines, &cx);
+        }
         drop(lines);
         let mut received = std::mem::take(&mut up.received);
         let end = answer.length + answer.body;
@@ -239,7 +255,7 @@ impl Lane {
             dial::keep(key, up, now);
         }
         wire.deadline.set(settings.body_timeout);
-        cx.bytes.1 = answer.body as u64;
+        cx.bytes = (asked.len() as u64, answer.body as u64);
         let mut body = &received[answer.length..end];
         // To copy a short body costs less than to have the kernel collect it.
         if body.len() <= SHORT {
@@ -252,10 +268,9 @@ impl Lane {
         }
         record(door, &way, &head, &mut cx);
         self.seen = seen;
-        let length = head.length;
         received.clear();
         Wire::spare(received);
-        wire.received.advance(length);
+        wire.received.advance(whole);
         if sent.is_ok() { Served::Yes } else { Served::Broken }
     }
 }
@@ -276,6 +291,7 @@ fn hand_over(
 
 /// Makes of `parts` the request with nothing but the fields that are looked at.
 fn show(parts: &mut request::Parts, head: &Peeked<'_>, fields: &[h1::Line<'_>], names: &Names) -> Option<()> {
+    parts.method.clone_from(head.method);
     parts.uri = Uri::from(PathAndQuery::from_maybe_shared(Bytes::copy_from_slice(head.target.as_bytes())).ok()?);
     parts.headers.clear();
     for &(name, value) in fields {
@@ -328,7 +344,7 @@ fn pass(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
 #[allow(clippy::too_many_arguments)]
 fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[h1::Line<'_>], peer: &[u8], cx: &RequestContext, endpoint: &Endpoint, seen: Option<&HeaderMap>) {
     let route = way.route;
-    out.extend_from_slice(b"GET ");
+    put!(out, head.method.as_str().as_bytes(), b" ");
     match (way.joined(head.path), head.query) {
         (None, _) => out.extend_from_slice(head.target.as_bytes()),
         (Some(path), None) => out.extend_from_slice(path.as_bytes()),
@@ -339,14 +355,14 @@ fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[
     let kong = route.headers == HeaderNames::Kong;
     let told = &cx.caller_fields;
     for &(name, value) in fields {
-        let ours = stays_here(name) || way.sights.request.have(name) || (kong && name.eq_ignore_ascii_case(b"x-kong-request-id"));
+        let ours = stays_here(name) || is_length(name) || way.sights.request.have(name) || (kong && name.eq_ignore_ascii_case(b"x-kong-request-id"));
         if !ours && !told.have(name) {
             pass(out, name, value);
         }
     }
     // Where a plugin had a say in them they are among what it left.
     let apart = way.route.chains.base.ignores_upstream();
-    for (name, value) in seen.into_iter().flatten().filter(|(name, _)| !apart || told.get(name).is_none()) {
+    for (name, value) in seen.into_iter().flatten().filter(|(name, _)| !is_length(name.as_str().as_bytes()) && (!apart || told.get(name).is_none())) {
         h1::line(out, name, value);
     }
     for (name, value) in told.iter().filter(|_| apart) {
@@ -365,7 +381,33 @@ fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>, fields: &[
     if kong {
         put!(out, b"\r\nx-kong-request-id: ", id);
     }
-    out.extend_from_slice(b"\r\nvia: 1.1 weir\r\n\r\n");
+    out.extend_from_slice(b"\r\nvia: 1.1 weir\r\n");
+    // RFC 9110 section 8.6: methods that usually carry a body say that there is none.
+    let length = head.body.filter(|length| *length > 0).or_else(|| matches!(*head.method, Method::POST | Method::PUT | Method::PATCH).then_some(0));
+    if let Some(length) = length {
+        put!(out, b"content-length: ", itoa::Buffer::new().format(length).as_bytes(), b"\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The length of a body is told anew on each connection.
+fn is_length(name: &[u8]) -> bool {
+    name.eq_ignore_ascii_case(b"content-length")
+}
+
+/// Forgets what an unsafe request outdates.
+fn outdate(door: &Door, live: &Live, head: &Peeked<'_>, lines: &[h1::Line<'_>], cx: &RequestContext) {
+    let (Ok(uri), Ok(status)) = (Uri::try_from(head.target), StatusCode::from_u16(cx.status)) else { return };
+    let mut naming = HeaderMap::new();
+    for (name, value) in lines {
+        if let Some(name @ (header::LOCATION | header::CONTENT_LOCATION)) = h1::field_name(name)
+            && let Some(value) = h1::field_value(Bytes::copy_from_slice(value))
+        {
+            naming.append(name, value);
+        }
+    }
+    // No route looks at fields, or the request would not be in this lane.
+    purging::outdate(&door.weir, live, &cx.client, &uri, &HeaderMap::new(), status, &naming);
 }
 
 /// The head of the answer as this client will see it.
@@ -429,7 +471,7 @@ fn record(door: &Door, way: &Way<'_>, head: &Peeked<'_>, cx: &mut RequestContext
     door.weir.access.line(&Line {
         door: door.kind.name(),
         client: cx.client.ip,
-        method: "GET",
+        method: head.method.as_str(),
         host: head.host,
         target: head.target,
         route: &way.route.name,

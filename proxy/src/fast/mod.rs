@@ -230,7 +230,7 @@ impl<'a> Hit<'a> {
         }
         let accepted = Accepted::of(head.accept_encoding);
         let conditions = Conditions {
-            head_only: head.head_only,
+            head_only: head.head_only(),
             if_none_match: head.if_none_match,
             if_modified_since: head.if_modified_since,
             range: head.range,
@@ -246,7 +246,7 @@ impl<'a> Hit<'a> {
 
     /// Which bytes of the variant's body are sent.
     fn body(&self, head: &Peeked<'_>) -> Range<usize> {
-        if head.head_only { 0..0 } else { self.form.range() }
+        if head.head_only() { 0..0 } else { self.form.range() }
     }
 
     fn age(&self) -> u64 {
@@ -318,7 +318,7 @@ impl<'a> Hit<'a> {
         door.weir.access.line(&Line {
             door: door.kind.name(),
             client: peer.ip,
-            method: if head.head_only { "HEAD" } else { "GET" },
+            method: head.method.as_str(),
             host: head.host,
             target: head.target,
             route: "document",

@@ -1,7 +1,7 @@
 //! A look at a request head where it lies, for the fast lane: nothing is copied, nothing allocated, nothing taken from the buffer.
 //!
-//! It understands plain requests only, and those completely. Whatever else comes — another method, a body, an odd target, a field that
-//! needs thought, the least irregularity — is `None`: then [`parse_request`](super::parse_request) decides, from the same bytes. So this
+//! It understands plain requests only, and those completely. Whatever else comes — a rare method, a body of unknown length, an odd target, a
+//! field that needs thought, the least irregularity — is `None`: then [`parse_request`](super::parse_request) decides, from the same bytes. So this
 //! code can not refuse or misread anything: what it accepts, the strict parser accepts too, with the same meaning (a property test holds
 //! them against each other).
 
@@ -11,13 +11,23 @@ use http::{HeaderMap, Method, StatusCode, Uri};
 /// Lines of a head at most; longer ones are the strict parser's.
 const MAX_LINES: usize = 100;
 
-/// A plain GET or HEAD.
+/// The methods of plain requests.
+static GET: Method = Method::GET;
+static HEAD: Method = Method::HEAD;
+static POST: Method = Method::POST;
+static PUT: Method = Method::PUT;
+static PATCH: Method = Method::PATCH;
+static DELETE: Method = Method::DELETE;
+
+/// A plain request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Peeked<'a> {
     /// Bytes of the head, with its empty line.
     pub length: usize,
-    /// HEAD instead of GET.
-    pub head_only: bool,
+    /// GET, HEAD, POST, PUT, PATCH or DELETE.
+    pub method: &'static Method,
+    /// `Content-Length`, in bytes: so long is the body after the head.
+    pub body: Option<usize>,
     /// Path and query as sent.
     pub target: &'a str,
     /// Path: normalized as it stands (no escapes, no empty or dot segments).
@@ -103,14 +113,18 @@ pub type Line<'a> = (&'a [u8], &'a [u8]);
 
 /// The same, telling of every field line.
 pub fn peek_lines<'a>(buf: &'a [u8], max_head: usize, mut tell: impl FnMut(Line<'a>)) -> Option<Peeked<'a>> {
-    let (head_only, from) = match buf {
-        [b'G', b'E', b'T', b' ', b'/', ..] => (false, 4),
-        [b'H', b'E', b'A', b'D', b' ', b'/', ..] => (true, 5),
+    let (method, from) = match buf {
+        [b'G', b'E', b'T', b' ', b'/', ..] => (&GET, 4),
+        [b'P', b'O', b'S', b'T', b' ', b'/', ..] => (&POST, 5),
+        [b'P', b'U', b'T', b' ', b'/', ..] => (&PUT, 4),
+        [b'H', b'E', b'A', b'D', b' ', b'/', ..] => (&HEAD, 5),
+        [b'P', b'A', b'T', b'C', b'H', b' ', b'/', ..] => (&PATCH, 6),
+        [b'D', b'E', b'L', b'E', b'T', b'E', b' ', b'/', ..] => (&DELETE, 7),
         _ => return None,
     };
     let first = control(buf, from)?;
     let target = buf[from..first].strip_suffix(b" HTTP/1.1")?;
-    let mut found = Peeked::new(head_only, std::str::from_utf8(target).ok()?)?;
+    let mut found = Peeked::new(method, std::str::from_utf8(target).ok()?)?;
     let mut begin = after_line(buf, first)?;
     for _ in 0..=MAX_LINES {
         if let Some(end) = end_of_head(buf, begin)? {
@@ -178,21 +192,27 @@ fn field(buf: &[u8], begin: usize) -> Option<(&[u8], &[u8], usize)> {
 pub struct PeekedAnswer {
     /// Bytes of the head, with its empty line.
     pub length: usize,
-    /// Its status, which is one of a final answer with a body.
+    /// Its status, which is one of a final answer.
     pub status: StatusCode,
     /// Bytes of the body.
     pub body: usize,
 }
 
-/// Looks at the head of an answer to a GET at the beginning of `buf`: one of HTTP/1.1, whose body has a `Content-Length`, and whose connection
-/// goes on. It tells of every field line. Whatever else there is is `None`, and [`parse_response`](super::parse_response) decides.
+/// Looks at the head of an answer, not one to HEAD, at the beginning of `buf`: one of HTTP/1.1, whose body has a `Content-Length` or whose
+/// status says that there is none (204, 304), and whose connection goes on. It tells of every field line. Whatever else there is is `None`, and [`parse_response`](super::parse_response) decides.
 pub fn peek_answer<'a>(buf: &'a [u8], mut tell: impl FnMut(Line<'a>)) -> Option<PeekedAnswer> {
     let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', b' ', a @ b'2'..=b'5', b, c, b' ', ..] = buf else { return None };
-    let status = StatusCode::from_bytes(&[*a, *b, *c]).ok().filter(|status| !matches!(status.as_u16(), 204 | 304))?;
+    let status = StatusCode::from_bytes(&[*a, *b, *c]).ok()?;
     let (mut begin, mut body) = (after_line(buf, control(buf, 13)?)?, None);
     for _ in 0..=MAX_LINES {
         if let Some(length) = end_of_head(buf, begin)? {
-            return body.map(|body| PeekedAnswer { length, status, body });
+            let body = match (status, body) {
+                (StatusCode::NO_CONTENT, None) | (StatusCode::NOT_MODIFIED, _) => 0,
+                // Not allowed (RFC 9110 section 8.6).
+                (StatusCode::NO_CONTENT, Some(_)) => return None,
+                (_, body) => body?,
+            };
+            return Some(PeekedAnswer { length, status, body });
         }
         let (name, value, next) = field(buf, begin)?;
         begin = next;
@@ -203,10 +223,10 @@ pub fn peek_answer<'a>(buf: &'a [u8], mut tell: impl FnMut(Line<'a>)) -> Option<
             7 if is(b"upgrade") || is(b"trailer") => return None,
             10 if is(b"connection") => value.eq_ignore_ascii_case(b"keep-alive").then_some(())?,
             14 if is(b"content-length") => {
-                if body.is_some() || !(1..=9).contains(&value.len()) || !value.iter().all(u8::is_ascii_digit) {
+                if body.is_some() {
                     return None;
                 }
-                body = Some(value.iter().fold(0, |sum, d| sum * 10 + usize::from(d - b'0')));
+                body = Some(number(value)?);
             }
             17 if is(b"transfer-encoding") => return None,
             18 if is(b"proxy-authenticate") => return None,
@@ -214,6 +234,12 @@ pub fn peek_answer<'a>(buf: &'a [u8], mut tell: impl FnMut(Line<'a>)) -> Option<
         }
     }
     None
+}
+
+/// A length that nobody reads in two ways.
+fn number(digits: &[u8]) -> Option<usize> {
+    let plain = (1..=9).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit) && (digits.len() == 1 || digits[0] != b'0');
+    plain.then(|| digits.iter().fold(0, |sum, digit| sum * 10 + usize::from(digit - b'0')))
 }
 
 /// Without surrounding blanks (RFC 9110 section 5.6.3).
@@ -228,16 +254,16 @@ fn trimmed(mut value: &[u8]) -> &[u8] {
 }
 
 impl<'a> Peeked<'a> {
-    /// The same look at a request that came in HTTP/2, whose parser has seen to its form already.
+    /// The same look at a GET or HEAD without a body that came in HTTP/2, whose parser has seen to its form already.
     pub fn of(method: &Method, uri: &'a Uri, headers: &'a HeaderMap) -> Option<Peeked<'a>> {
-        let head_only = match *method {
-            Method::GET => false,
-            Method::HEAD => true,
+        let method = match *method {
+            Method::GET => &GET,
+            Method::HEAD => &HEAD,
             _ => return None,
         };
         let authority = uri.authority()?.as_str();
         let target = uri.path_and_query()?.as_str();
-        let mut found = Peeked::new(head_only, target)?;
+        let mut found = Peeked::new(method, target)?;
         found.note(b"host", authority.as_bytes())?;
         for (name, value) in headers {
             found.note(name.as_str().as_bytes(), value.as_bytes())?;
@@ -245,8 +271,13 @@ impl<'a> Peeked<'a> {
         Some(found)
     }
 
-    /// With nothing but a target; `None` if that is not plain.
-    fn new(head_only: bool, target: &'a str) -> Option<Peeked<'a>> {
+    /// HEAD instead of GET.
+    pub fn head_only(&self) -> bool {
+        self.method == Method::HEAD
+    }
+
+    /// With nothing but method and target; `None` if that is not plain.
+    fn new(method: &'static Method, target: &'a str) -> Option<Peeked<'a>> {
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
             None => (target, None),
@@ -256,7 +287,8 @@ impl<'a> Peeked<'a> {
         }
         Some(Peeked {
             length: 0,
-            head_only,
+            method,
+            body: None,
             target,
             path,
             query,
@@ -308,7 +340,12 @@ impl<'a> Peeked<'a> {
             13 if is(b"cache-control") => self.directives = true,
             13 if is(b"authorization") => self.credentials = true,
             14 if is(b"sec-fetch-dest") => once(&mut self.fetch_dest)?,
-            14 if is(b"content-length") => return None,
+            14 if is(b"content-length") => {
+                if self.body.is_some() {
+                    return None;
+                }
+                self.body = Some(number(value)?);
+            }
             15 if is(b"accept-encoding") => once(&mut self.accept_encoding)?,
             17 if is(b"if-modified-since") => once(&mut self.if_modified_since)?,
             17 if is(b"transfer-encoding") => return None,
@@ -357,7 +394,12 @@ mod tests {
         let found = look(text).expect("plain");
         assert_eq!((found.path, found.query, found.host), ("/a/b", Some("x=1"), "shop.example:8080"));
         assert_eq!((found.accept, found.cookie, found.length), (Some(&b"text/html"[..]), Some(&b"a=b"[..]), text.len() - 4));
-        assert!(look("HEAD / HTTP/1.1\r\nhost: a\r\nconnection: Keep-Alive\r\n\r\n").expect("HEAD").head_only);
+        assert!(look("HEAD / HTTP/1.1\r\nhost: a\r\nconnection: Keep-Alive\r\n\r\n").expect("HEAD").head_only());
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
+            let text = format!("{method} /cart HTTP/1.1\r\nhost: a\r\nContent-Length: 12\r\n\r\n{{\"sku\": \"1\"}}");
+            let found = look(&text).expect("plain");
+            assert_eq!((found.method, found.body, &text[found.length..]), (&method, Some(12), "{\"sku\": \"1\"}"));
+        }
     }
 
     #[test]
@@ -380,7 +422,8 @@ mod tests {
     #[test]
     fn everything_else_is_left_to_the_strict_parser() {
         for head in [
-            "POST / HTTP/1.1\r\nhost: a",
+            "OPTIONS / HTTP/1.1\r\nhost: a",
+            "POSTS / HTTP/1.1\r\nhost: a",
             "GET / HTTP/1.0\r\nhost: a",
             "GET  / HTTP/1.1\r\nhost: a",
             "GET /%41 HTTP/1.1\r\nhost: a",
@@ -396,7 +439,13 @@ mod tests {
             "GET / HTTP/1.1\r\nhost: a:99999",
             "GET / HTTP/1.1\r\nhost: [::1]",
             "GET / HTTP/1.1\r\naccept: x",
-            "GET / HTTP/1.1\r\nhost: a\r\ncontent-length: 0",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ncontent-length: 1",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 01",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: +1",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1, 1",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1234567890",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length:",
+            "POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\ntransfer-encoding: chunked",
             "GET / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked",
             "GET / HTTP/1.1\r\nhost: a\r\nexpect: 100-continue",
             "GET / HTTP/1.1\r\nhost: a\r\nconnection: close",
