@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use weir_cache::keys;
 use weir_proxy::{
     classify::{Class, ClassifyRules, classify, is_plain_document},
-    h1::{BodyLength, HeadScan, Limits, Parsed, ResponseLength, parse_request, parse_response, peek, peek_answer},
+    h1::{BodyDecoder, BodyLength, Decoded, HeadScan, Limits, Parsed, ResponseLength, parse_request, parse_response, peek, peek_answer},
 };
 
 const LIMITS: Limits = Limits { max_head: 8192, max_headers: 128 };
@@ -71,8 +71,18 @@ fn same_answer(head: &[u8]) -> bool {
     assert_eq!((parsed.parts.status, parsed.keep_alive), (peeked.status, true));
     match parsed.body {
         ResponseLength::None => assert!(peeked.body == 0 && matches!(peeked.status.as_u16(), 204 | 304)),
-        length => assert_eq!(length, ResponseLength::Length(peeked.body as u64)),
+        ResponseLength::Length(length) => assert_eq!(length, peeked.body as u64),
+        other => assert_eq!(other, ResponseLength::Chunked),
     }
+    let (mut decoder, mut content, before) = (BodyDecoder::response(parsed.body), 0, buf.len());
+    loop {
+        match decoder.decode(&mut buf) {
+            Ok(Decoded::Data(data)) => content += data.len(),
+            Ok(Decoded::End { trailers: None }) => break,
+            other => panic!("{:?}: {other:?}", String::from_utf8_lossy(head)),
+        }
+    }
+    assert_eq!((content, before - buf.len()), (peeked.content, peeked.body), "{:?}", String::from_utf8_lossy(head));
     let mut read: Vec<(String, Vec<u8>)> = parsed.parts.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec())).collect();
     seen.sort();
     read.sort();
@@ -86,8 +96,13 @@ fn a_services_answer_is_taken() {
     assert!(same_answer(b"HTTP/1.1 404 \r\ncontent-length:0\r\n\r\n"));
     assert!(same_answer(b"HTTP/1.1 204 No Content\r\netag: \"a\"\r\n\r\n"));
     assert!(same_answer(b"HTTP/1.1 304 Not Modified\r\netag: \"a\"\r\ncontent-length: 7\r\n\r\n"));
-    for other in ["HTTP/1.1 204 No Content\r\ncontent-length: 0", "HTTP/1.1 200 OK\r\nx: y", "HTTP/1.1 100 Continue\r\ncontent-length: 0", "HTTP/1.0 200 OK\r\ncontent-length: 0"] {
+    for other in ["HTTP/1.1 204 No Content\r\ncontent-length: 0", "HTTP/1.1 200 OK\r\nx: y", "HTTP/1.1 100 Continue\r\ncontent-length: 0", "HTTP/1.0 200 OK\r\ncontent-length: 0", "HTTP/1.1 200 OK\r\ncontent-length: 1"] {
         assert!(!same_answer(format!("{other}\r\n\r\n").as_bytes()), "{other}");
+    }
+    let chunked = |chunks: &str| same_answer(format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}").as_bytes());
+    assert!(chunked("0\r\n\r\n") && chunked("2\r\nok\r\n0A\r\n0123456789\r\n00\r\n\r\nrest"));
+    for other in ["2\r\nok\r\n0\r\n\r", "2\r\nok\r\n", "2", "", "2;x=y\r\nok\r\n0\r\n\r\n", "2\r\nok\r\n0\r\na: b\r\n\r\n", "2\nok\r\n0\r\n\r\n", "2\r\nok!\r\n0\r\n\r\n", "12345678\r\n", "\r\nok\r\n0\r\n\r\n"] {
+        assert!(!chunked(other), "{other:?}");
     }
 }
 
@@ -180,9 +195,9 @@ proptest! {
     fn what_it_takes_of_a_service_the_strict_parser_reads_the_same_way(
         version in prop_oneof![12 => Just("HTTP/1.1 "), 1 => Just("HTTP/1.0 "), 1 => Just("HTTP/1.1  ")],
         status in prop_oneof![12 => Just("200 OK"), 2 => Just("404 Not Found"), 2 => Just("204 x"), 2 => Just("304 x"), 1 => Just("101 x"), 1 => Just("600 x"), 1 => Just("200"), 1 => Just("2000 x")],
-        length in prop_oneof![8 => Just("content-length: 3\r\n"), 1 => Just(""), 1 => Just("Content-Length: +3\r\n"), 1 => Just("content-length: 003\r\n")],
+        length in prop_oneof![6 => Just("content-length: 3\r\n"), 6 => Just("transfer-encoding: chunked\r\n"), 1 => Just(""), 1 => Just("Content-Length: +3\r\n"), 1 => Just("content-length: 003\r\n")],
         fields in proptest::collection::vec(field(), 0..6),
-        rest in "[ -~]{0,5}",
+        rest in prop_oneof!["[ -~]{0,5}", "(([0-3]|0?3|1f|3;a)(\r\n|\r|\n)[a-z]{0,3}\r\n){0,3}0{0,2}(\r\n){0,2}[a-z]{0,2}(\r\n){0,2}"],
     ) {
         same_answer(format!("{version}{status}\r\n{length}{}\r\n{rest}", fields.concat()).as_bytes());
     }

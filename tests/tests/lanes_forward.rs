@@ -25,6 +25,14 @@ fn scripts() -> BTreeMap<&'static str, Script> {
         ("named", once("HTTP/1.1 200 OK\r\nConnection: x-hop\r\nX-Hop: 1\r\ncontent-length: 2\r\n\r\nok")),
         ("closes", vec![Some("HTTP/1.1 200 OK\r\nConnection: close\r\ncontent-length: 2\r\n\r\nok"), None]),
         ("chunked", once("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")),
+        ("in-chunks", once("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-A: b\r\n\r\n2\r\nok\r\n0A\r\n, and more\r\n00\r\n\r\n")),
+        ("no-chunks", once("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")),
+        ("odd-chunks", once("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2;a=b\r\nok\r\n0\r\nX-Trailer: t\r\n\r\n")),
+        ("more-than-chunks", once("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nbad")),
+        ("bad-chunks", vec![Some("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok!\r\n0\r\n\r\n"), None]),
+        ("late-chunk", vec![Some("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"), Some("0\r\n\r\n")]),
+        ("cut-chunk", vec![Some("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"), None]),
+        ("other-coding", vec![Some("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"), None]),
         ("both-lengths", vec![Some("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\ncontent-length: 2\r\n\r\n2\r\nok\r\n0\r\n\r\n"), None]),
         ("two-lengths", vec![Some("HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok"), None]),
         ("bad-length", vec![Some("HTTP/1.1 200 OK\r\ncontent-length: +2\r\n\r\nok"), None]),
@@ -304,7 +312,7 @@ async fn compare(headers: &str) {
         (counted[0] == counted[1] && counted[0].iter().all(|count| *count > 0.0)).then_some(())
     })
     .await;
-    for line in ["POST /stripped/created", "PUT /many/own-fields", "PATCH /limited/broken", "DELETE /stripped/no-content", "GET /stripped/not-modified-of-length"] {
+    for line in ["POST /stripped/created", "PUT /many/own-fields", "PATCH /limited/broken", "DELETE /stripped/no-content", "GET /stripped/not-modified-of-length", "GET /keyed/in-chunks?apikey=k-1"] {
         let before = forwarded(&fast).await;
         ask(&fast, &format!("{line} HTTP/1.1\r\nHost: shop.test\r\nX-Who: kim\r\nAuthorization: Basic a2ltOnB3\r\nContent-Length: 4\r\n\r\nbody")).await;
         eventually("it is counted", async || (forwarded(&fast).await == before + 1.0).then_some(())).await;

@@ -228,7 +228,7 @@ impl Lane {
         }
         let mut lines = Lines::new();
         let answer = h1::peek_answer(&up.received, |line| lines.push(line)).filter(|answer| {
-            arrived && up.received.len() >= answer.length + answer.body && !way.service.care.retry.statuses.contains(&answer.status.as_u16())
+            arrived && !way.service.care.retry.statuses.contains(&answer.status.as_u16())
         });
         let Some(answer) = answer.filter(|_| cx.cookies.is_empty() && cx.hidden.is_empty()) else {
             drop(lines);
@@ -255,7 +255,7 @@ impl Lane {
             dial::keep(key, up, now);
         }
         wire.deadline.set(settings.body_timeout);
-        cx.bytes = (asked.len() as u64, answer.body as u64);
+        cx.bytes = (asked.len() as u64, answer.content as u64);
         let mut body = &received[answer.length..end];
         // To copy a short body costs less than to have the kernel collect it.
         if body.len() <= SHORT {

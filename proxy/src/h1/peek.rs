@@ -187,32 +187,36 @@ fn field(buf: &[u8], begin: usize) -> Option<(&[u8], &[u8], usize)> {
     Some((&buf[begin..colon], trimmed(&buf[colon + 1..end]), after_line(buf, end)?))
 }
 
-/// An answer's head.
+/// An answer that is wholly there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PeekedAnswer {
     /// Bytes of the head, with its empty line.
     pub length: usize,
     /// Its status, which is one of a final answer.
     pub status: StatusCode,
-    /// Bytes of the body.
+    /// Bytes of the body as it was sent, perhaps in chunks.
     pub body: usize,
+    /// Bytes of the body's content.
+    pub content: usize,
 }
 
-/// Looks at the head of an answer, not one to HEAD, at the beginning of `buf`: one of HTTP/1.1, whose body has a `Content-Length` or whose
-/// status says that there is none (204, 304), and whose connection goes on. It tells of every field line. Whatever else there is is `None`, and [`parse_response`](super::parse_response) decides.
+/// Looks at an answer, not one to HEAD, at the beginning of `buf`: one of HTTP/1.1, whose body has a `Content-Length` or comes in plain chunks or
+/// whose status says that there is none (204, 304), and whose connection goes on. It tells of every field line. Whatever else there is is
+/// `None`, also when bytes are missing, and [`parse_response`](super::parse_response) decides.
 pub fn peek_answer<'a>(buf: &'a [u8], mut tell: impl FnMut(Line<'a>)) -> Option<PeekedAnswer> {
     let [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1', b' ', a @ b'2'..=b'5', b, c, b' ', ..] = buf else { return None };
     let status = StatusCode::from_bytes(&[*a, *b, *c]).ok()?;
-    let (mut begin, mut body) = (after_line(buf, control(buf, 13)?)?, None);
+    let (mut begin, mut body, mut chunked) = (after_line(buf, control(buf, 13)?)?, None, false);
     for _ in 0..=MAX_LINES {
         if let Some(length) = end_of_head(buf, begin)? {
-            let body = match (status, body) {
-                (StatusCode::NO_CONTENT, None) | (StatusCode::NOT_MODIFIED, _) => 0,
-                // Not allowed (RFC 9110 section 8.6).
-                (StatusCode::NO_CONTENT, Some(_)) => return None,
-                (_, body) => body?,
+            let (body, content) = match (status, body, chunked) {
+                (StatusCode::NO_CONTENT, None, false) | (StatusCode::NOT_MODIFIED, _, false) => (0, 0),
+                // Not allowed (RFC 9112 section 6.1, RFC 9110 section 8.6).
+                (StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED, ..) | (_, Some(_), true) => return None,
+                (_, None, true) => chunks(&buf[length..])?,
+                (_, body, false) => body.filter(|body| buf.len() - length >= *body).map(|body| (body, body))?,
             };
-            return Some(PeekedAnswer { length, status, body });
+            return Some(PeekedAnswer { length, status, body, content });
         }
         let (name, value, next) = field(buf, begin)?;
         begin = next;
@@ -228,12 +232,35 @@ pub fn peek_answer<'a>(buf: &'a [u8], mut tell: impl FnMut(Line<'a>)) -> Option<
                 }
                 body = Some(number(value)?);
             }
-            17 if is(b"transfer-encoding") => return None,
+            17 if is(b"transfer-encoding") => {
+                if chunked || value != b"chunked" {
+                    return None;
+                }
+                chunked = true;
+            }
             18 if is(b"proxy-authenticate") => return None,
             _ => {}
         }
     }
     None
+}
+
+/// The bytes up to the end of the last chunk, and those of them that are content. `None`: the end is not there, or there is more than chunks
+/// whose size everybody reads in the same way (extensions, trailers).
+fn chunks(buf: &[u8]) -> Option<(usize, usize)> {
+    let (mut at, mut content) = (0, 0);
+    loop {
+        let line = buf.get(at..(at + 10).min(buf.len()))?;
+        let digits = line.iter().position(|b| !b.is_ascii_hexdigit()).filter(|digits| (1..=7).contains(digits))?;
+        let size = line[..digits].iter().fold(0, |sum, digit| sum * 16 + char::from(*digit).to_digit(16).unwrap_or(0) as usize);
+        let end = after_line(buf, at + digits)? + size;
+        // The empty line after the last chunk stands where that after a chunk does.
+        at = after_line(buf.get(..end + 2)?, end)?;
+        content += size;
+        if size == 0 {
+            return Some((at, content));
+        }
+    }
 }
 
 /// A length that nobody reads in two ways.
