@@ -29,6 +29,7 @@ pub struct Chain {
     body: Vec<u16>,
     end: Vec<u16>,
     log: Vec<u16>,
+    holds: Vec<u16>,
     reads_body: Option<usize>,
     changes_bodies: bool,
     wants_log_view: bool,
@@ -55,6 +56,7 @@ impl Chain {
             body: reversed(Phases::BODY),
             end: reversed(Phases::END),
             log: reversed(Phases::LOG),
+            holds: with(Phases::HOLDS),
             changes_bodies: links.iter().any(|l| l.plugin.phases().has(Phases::BODY) && l.plugin.changes_body()),
             wants_log_view: links.iter().any(|l| l.plugin.phases().has(Phases::LOG) && l.plugin.wants_log_view()),
             reads_body: links.iter().filter_map(|l| l.plugin.reads_body()).max(),
@@ -65,7 +67,12 @@ impl Chain {
 
     /// What its plugins hold of a GET for this address, see [`Plugin::holds`].
     pub fn holds<'a>(&'a self, route: &'a RouteRuntime, host: &'a str, uri: &'a Uri) -> impl Iterator<Item = Purge> {
-        self.links.iter().filter_map(move |link| link.plugin.holds(route, host, uri))
+        self.holds.iter().filter_map(move |&at| self.links[usize::from(at)].plugin.holds(route, host, uri))
+    }
+
+    /// Whether one of its plugins may hold answers.
+    pub fn may_hold(&self) -> bool {
+        !self.holds.is_empty()
     }
 
     /// Names in order, for the banner and for `explain`.

@@ -29,6 +29,8 @@ impl Phases {
     pub const END: Phases = Phases(64);
     /// [`Plugin::log`].
     pub const LOG: Phases = Phases(128);
+    /// [`Plugin::holds`].
+    pub const HOLDS: Phases = Phases(256);
 
     /// Whether all of `other` are in `self`.
     pub const fn has(self, other: Phases) -> bool {

@@ -182,6 +182,8 @@ pub struct Snapshot {
     pub no_route: Arc<Chain>,
     /// How answers tell times.
     pub headers: weir_config::HeaderNames,
+    /// Some route's plugins may hold answers.
+    pub may_hold: bool,
 }
 
 impl Snapshot {
@@ -259,8 +261,9 @@ impl Snapshot {
             }));
         }
         let no_route = scopes::chains(gateway, &places, None, None).base;
+        let may_hold = routes.iter().any(|route| route.chains.base.may_hold());
         match router {
-            Some(router) if errors.is_empty() => Ok(Snapshot { router, routes, services: by_name, upstreams, consumers, no_route, headers: gateway.headers }),
+            Some(router) if errors.is_empty() => Ok(Snapshot { router, routes, services: by_name, upstreams, consumers, no_route, headers: gateway.headers, may_hold }),
             _ => Err(errors),
         }
     }

@@ -292,7 +292,7 @@ impl ResponseCache {
 
 impl Plugin for ResponseCache {
     fn phases(&self) -> Phases {
-        Phases::REQUEST | Phases::TO_UPSTREAM
+        Phases::REQUEST | Phases::TO_UPSTREAM | Phases::HOLDS
     }
 
     fn request(&self, cx: &mut RequestContext, req: &mut request::Parts) -> Flow {

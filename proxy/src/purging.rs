@@ -58,6 +58,9 @@ pub fn outdate(weir: &Arc<Weir>, live: &Live, client: &Client, uri: &Uri, fields
         let pages = live.edge.iter().flat_map(|edge| [false, true].map(|https| edge.pages.plan(https, host, uri))).flatten();
         let pages = pages.filter(|plan| plan.page.rule.invalidate);
         all.extend(pages.map(|plan| Purge::Key { epoch: plan.plan.epoch.to_string(), key: plan.plan.key }));
+        if !live.snapshot.may_hold {
+            continue;
+        }
         let found = live.snapshot.router.find(&router::Query {
             scheme: client.scheme.as_str(),
             method: &Method::GET,

@@ -399,11 +399,10 @@ fn is_length(name: &[u8]) -> bool {
 fn outdate(door: &Door, live: &Live, head: &Peeked<'_>, lines: &[h1::Line<'_>], cx: &RequestContext) {
     let (Ok(uri), Ok(status)) = (Uri::try_from(head.target), StatusCode::from_u16(cx.status)) else { return };
     let mut naming = HeaderMap::new();
-    for (name, value) in lines {
-        if let Some(name @ (header::LOCATION | header::CONTENT_LOCATION)) = h1::field_name(name)
-            && let Some(value) = h1::field_value(Bytes::copy_from_slice(value))
-        {
-            naming.append(name, value);
+    for name in [header::LOCATION, header::CONTENT_LOCATION] {
+        let values = lines.iter().filter(|line| line.0.eq_ignore_ascii_case(name.as_str().as_bytes()));
+        for value in values.filter_map(|line| h1::field_value(Bytes::copy_from_slice(line.1))) {
+            naming.append(&name, value);
         }
     }
     // No route looks at fields, or the request would not be in this lane.
