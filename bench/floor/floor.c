@@ -9,7 +9,7 @@
  *   floor PORT --sink         accepts, reads and throws away: where a proxy can send its log
  *
  *   GET /page, /p/N           a page of 10,240 bytes; every N has a text of its own
- *   GET /json, /api/...       2,048 bytes of JSON
+ *   GET /json, /api/...       2,048 bytes of JSON; with POST the answer says how long the body was
  *   GET /small/N              a page of 1,024 bytes
  *   GET /size/N               N bytes
  *   GET /slow/MS/ANYTHING     the page, after MS milliseconds
@@ -207,7 +207,11 @@ static void handle(struct conn *c, const char *in, const char *end) {
         c->due = now() + strtol(path + 7, &rest, 10) / 1e3;
         snprintf(more, sizeof more, "Cache-Control: public, max-age=%ld\r\n", atol(rest + 1));
         answer(c, html, more, page, PAGE, PAGE);
-    } else answer(c, "application/json", "", json, JSON, JSON);
+    } else {
+        char more[40] = "";
+        if (c->skip) snprintf(more, sizeof more, "X-Received: %zu\r\n", c->skip);
+        answer(c, "application/json", more, json, JSON, JSON);
+    }
 }
 
 /* Takes requests out of the buffer as long as answers leave at once. */

@@ -10,8 +10,8 @@ from .load import Failed
 PAGE, JSON = 10240, 2048
 
 
-def ask(port, path, headers=None, tls=False):
-    """One GET. Returns status, headers (lower-case names) and body."""
+def ask(port, path, headers=None, tls=False, body=None):
+    """One GET, or a POST if there is a body. Returns status, headers (lower-case names) and body."""
     if tls:
         context = ssl._create_unverified_context()
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -19,12 +19,11 @@ def ask(port, path, headers=None, tls=False):
     else:
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request("GET", path, headers=headers or {})
+        connection.request("GET" if body is None else "POST", path, body, headers or {})
         answer = connection.getresponse()
-        body = answer.read()
-        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, body
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
     except (OSError, http.client.HTTPException) as error:
-        raise Failed(f"GET {path}: {error!r}") from error
+        raise Failed(f"{path}: {error!r}") from error
     finally:
         connection.close()
 

@@ -156,6 +156,27 @@ class Forward(Row):
         return "/json"
 
 
+class Post(Forward):
+    """The same with a short body, as orders, carts and logins have it."""
+
+    name, title = "post", "the same, asked with POST and a body of 200 bytes"
+    bars = ()
+    body = b'{"sku":"shoe-1","quantity":2,"note":"' + b"x" * 161 + b'"}'
+
+    def ask(self, product, server):
+        return checks.ask(self.port(product, server), self.path(product), {"Content-Type": "application/json"}, body=self.body)
+
+    def check(self, product, server):
+        super().check(product, server)
+        arrived = self.ask(product, server)[1].get("x-received")
+        if arrived != str(len(self.body)):
+            raise load.Failed(f"{product.name}: {arrived} bytes of the body came to the origin instead of {len(self.body)}")
+
+    def load(self, product, server, seconds):
+        url = f"http://127.0.0.1:{self.port(product, server)}{self.path(product)}"
+        return load.wrk(url, self.options.load_cores, seconds, "post.lua", BODY=self.body.decode())
+
+
 class Token(Forward):
     """A token that was seen before, a limit for each user, and the forward; nginx forwards without either."""
 
@@ -320,5 +341,5 @@ class SmokeForward(Forward):
         return load.open_model(self.port(product, server), self.path(product), self.options.load_cores, seconds, self.options.rate)
 
 
-CLASSES = {row.name: row for row in (Page, Keys, Redis, Forward, Token, Rs256, Es256, Tls, Handshake, H2, OpenModel, Stampede)}
+CLASSES = {row.name: row for row in (Page, Keys, Redis, Forward, Post, Token, Rs256, Es256, Tls, Handshake, H2, OpenModel, Stampede)}
 ALL = {**CLASSES, SmokeForward.name: SmokeForward}
