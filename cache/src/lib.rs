@@ -9,6 +9,7 @@
 //! | [`vary`] | secondary keys |
 //! | [`html`] | the gate for whole pages |
 //! | [`entry`] | a stored response with its ready-made head, and its form in the store |
+//! | [`draft`] | a response that becomes one |
 //! | `block` | memory for stored responses |
 //! | [`encode`], `encoder` | content codings; variants made in the background |
 //! | [`respond`] | conditions, ranges, HEAD, `Age` |
@@ -28,6 +29,7 @@ pub mod clock;
 pub mod codec;
 pub mod contract;
 pub mod control;
+pub mod draft;
 pub mod encode;
 mod encoder;
 pub mod engine;

@@ -9,7 +9,7 @@ use std::{io::Read, sync::Arc, time::Duration};
 use support::*;
 use weir_cache::{
     encode::{Accepted, Coding},
-    entry::Draft,
+    draft::Draft,
     memory::StoredKey,
     policy::Terms,
     *,

@@ -9,7 +9,7 @@ use std::time::Duration;
 use support::*;
 use weir_cache::{
     Accepted, Conditions, Entry, Form,
-    entry::Draft,
+    draft::Draft,
     form,
     memory::StoredKey,
     policy::Terms,

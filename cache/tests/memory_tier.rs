@@ -8,7 +8,7 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 use support::plain;
 use weir_cache::{
     Entry,
-    entry::Draft,
+    draft::Draft,
     memory::{Memory, Slot, StoredKey},
     policy::Terms,
 };

@@ -10,7 +10,8 @@ use std::{sync::Arc, time::Duration};
 use support::*;
 use weir_cache::{
     codec::{Stored, Unreadable, decode, encode_pass, encode_spec},
-    entry::{Draft, Entry},
+    draft::Draft,
+    entry::Entry,
     memory::StoredKey,
     policy::Terms,
     vary::Spec,
