@@ -38,6 +38,7 @@ use weir_config::{CacheHeaders, HeaderNames};
 use weir_gateway::{RequestId, metrics::{HIT_STATUSES, HitCounters}};
 
 mod forward;
+mod heads;
 
 /// What a connection keeps for its next request.
 #[derive(Default)]
