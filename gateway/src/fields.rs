@@ -1,7 +1,7 @@
 //! Fields that plugins add to a message, kept beside it until it is written: a message that passes as the bytes that it is needs then not be
 //! read into a map for their sake.
 
-use crate::sight::length_bit;
+use crate::sight::{frames, length_bit};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Fields that a message will have, one value each, in place of what it has under their names.
@@ -13,8 +13,11 @@ pub struct Fields {
 }
 
 impl Fields {
-    /// Adds a field, or replaces the one of this name.
+    /// Adds a field, or replaces the one of this name. Fields that frame the message ([`frames`]) are not a plugin's to set: nothing comes of them.
     pub fn set(&mut self, name: HeaderName, value: HeaderValue) {
+        if frames(&name) {
+            return;
+        }
         let bit = length_bit(name.as_str().len());
         if self.lengths & bit != 0
             && let Some(place) = self.all.iter_mut().find(|(known, _)| *known == name)

@@ -28,7 +28,22 @@ pub struct Sights {
 }
 
 /// Fields that the gateway itself writes for a service: a plugin that wants to have a say in them needs the whole request.
-const OURS: [&str; 9] = ["host", "via", "forwarded", "x-real-ip", "x-request-id", "x-kong-request-id", "te", "connection", "upgrade"];
+const OURS: [&str; 6] = ["host", "via", "forwarded", "x-real-ip", "x-request-id", "x-kong-request-id"];
+
+/// Whether a field belongs to one connection or says where a message ends: the gateway writes it anew on each side, and no plugin may set it.
+pub fn frames(name: &HeaderName) -> bool {
+    let name = name.as_str();
+    match name.len() {
+        2 => name == "te",
+        6 => name == "expect",
+        7 => name == "trailer" || name == "upgrade",
+        10 => name == "connection" || name == "keep-alive",
+        14 => name == "content-length",
+        16 => name == "proxy-connection",
+        17 => name == "transfer-encoding",
+        _ => false,
+    }
+}
 
 impl Sights {
     /// `None`: one of the plugins needs more than a few fields.
@@ -47,8 +62,8 @@ impl Sights {
                 all.answer.add(plugin.sees_of_answer())?;
             }
         }
-        let ours = |name: &HeaderName| OURS.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-");
-        let wanted = all.request.iter().any(ours);
+        let ours = |name: &HeaderName| OURS.contains(&name.as_str()) || name.as_str().starts_with("x-forwarded-") || frames(name);
+        let wanted = all.request.iter().any(ours) || all.answer.iter().any(frames);
         (!wanted).then_some(all)
     }
 }

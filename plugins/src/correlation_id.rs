@@ -1,6 +1,6 @@
 //! `correlation-id`: one id for a request wherever it goes.
 
-use crate::{Configured, Live, header_name};
+use crate::{Configured, Live, own_name};
 use http::{HeaderName, HeaderValue, request};
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -57,7 +57,7 @@ impl Configured for Config {
     type Ready = CorrelationId;
 
     fn ready(self, at: &Node) -> Result<CorrelationId, Vec<Diagnostic>> {
-        let header = header_name(at, "header_name", &self.header_name).map_err(|e| vec![e])?;
+        let header = own_name(at, "header_name", &self.header_name).map_err(|e| vec![e])?;
         Ok(CorrelationId { header, generator: self.generator, echo: self.echo_downstream, process: uuid(), next: AtomicU64::new(1) })
     }
 
@@ -178,5 +178,9 @@ mod tests {
     async fn a_name_that_is_no_header_name_is_refused() {
         let errors = crate::testing::errors("correlation-id", "header_name: a b");
         assert!(errors[0].message.contains("`a b` is not a header name"), "{}", errors[0]);
+        for name in ["Content-Length", "transfer-encoding", "Connection"] {
+            let errors = crate::testing::errors("correlation-id", &format!("header_name: {name}"));
+            assert!(errors[0].message.contains(&format!("`{name}` says where")), "{}", errors[0]);
+        }
     }
 }

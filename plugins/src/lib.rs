@@ -322,6 +322,15 @@ fn header_name(at: &Node, key: &str, name: &str) -> Result<http::HeaderName, Dia
     http::HeaderName::from_bytes(name.as_bytes()).map_err(|_| wrong(at, key, format!("`{}` is not a header name", name.escape_debug())))
 }
 
+/// The name of a field that a plugin sets, or what is wrong with it.
+fn own_name(at: &Node, key: &str, name: &str) -> Result<http::HeaderName, Diagnostic> {
+    let header = header_name(at, key, name)?;
+    if weir_gateway::sight::frames(&header) {
+        return Err(wrong(at, key, format!("`{name}` says where a message or a connection ends: no plugin can set it")));
+    }
+    Ok(header)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

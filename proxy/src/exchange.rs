@@ -294,11 +294,13 @@ pub struct Sent {
     pub counted: InFlight,
     /// When it left.
     pub at: Instant,
+    /// All of it left. Else the connection may have an end of the request missing and is not used again.
+    pub whole: bool,
 }
 
 /// Waits for the head of the answer to a request that was sent already.
 pub async fn resume<D: Downstream>(sent: Sent, request: &request::Parts, upload: &mut Upload<'_, D>, limits: TryLimits) -> Result<Answered, TryError> {
-    attempt_http1(sent.wire, true, Some(sent.at), request, upload, sent.counted, sent.key, limits).await
+    attempt_http1(sent.wire, true, Some((sent.at, sent.whole)), request, upload, sent.counted, sent.key, limits).await
 }
 
 /// Sends the request on a connection and waits for the head of its answer.
@@ -330,13 +332,13 @@ pub(crate) async fn interim<D: Downstream>(upload: &mut Upload<'_, D>, mut parts
     Ok(())
 }
 
-/// Sends the request on `wire`, if it was not `sent` before, and waits for the head of its answer. While the body goes up, an early answer
+/// Sends the request on `wire`, if it was not `sent` before (when, and whether as a whole), and waits for the head of its answer. While the body goes up, an early answer
 /// is seen; while waiting, a client that vanished is noticed.
 #[allow(clippy::too_many_arguments)]
 async fn attempt_http1<D: Downstream>(
     mut wire: Wire,
     reused: bool,
-    sent: Option<Instant>,
+    sent: Option<(Instant, bool)>,
     request: &request::Parts,
     upload: &mut Upload<'_, D>,
     counted: InFlight,
@@ -374,6 +376,8 @@ async fn attempt_http1<D: Downstream>(
         }
     };
     let mut client_done = sent_all;
+    // What the upstream did not take of the request would be missing, and the next one be read in its place.
+    sent_all &= !answered_early && sent.is_none_or(|(_, whole)| whole);
     // Whether the deadline is that of the answer's head already: it counts from the end of sending, however often something arrives.
     let mut awaits_head = false;
     loop {
@@ -387,7 +391,7 @@ async fn attempt_http1<D: Downstream>(
             Err(error) => return Err(upstream(error, false)),
         }
         if client_done || answered_early {
-            let head = Wait::Head(sent);
+            let head = Wait::Head(sent.map(|(at, _)| at));
             if !awaits_head {
                 limits.begin(&mut wire, head);
                 awaits_head = true;

@@ -51,6 +51,10 @@ pub async fn forward<D: Downstream>(
     upload: &mut Upload<'_, D>,
     mut begun_before: Option<Begun>,
 ) -> Result<Answered, ForwardError> {
+    // What comes after that is judged as it comes.
+    if upload.limit.is_some_and(|limit| upload.seen.len() as u64 > limit) {
+        return Err(ForwardError::Client(ClientError::TooLarge));
+    }
     let care = &service.care;
     let now = Instant::now();
     let until = care.deadlines.until(&request.headers, cx.client.trusted, now);

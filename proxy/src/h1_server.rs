@@ -125,10 +125,9 @@ async fn next_request(wire: &mut Wire, keepalive: Duration, shutdown: &ShutdownW
 
 async fn read_head(wire: &mut Wire, lane: &mut Lane, door: &Door, peer: &Peer, shutdown: &ShutdownWatch) -> HeadRead {
     let settings = door.settings();
-    let limits = h1::Limits { max_head: settings.max_head, max_headers: 128 };
     let mut scan = h1::HeadScan::default();
     let mut begun = false;
-    let mut handed = None;
+    let mut handed: Option<Box<Handed>> = None;
     loop {
         if !wire.received.is_empty() {
             if !begun && !shuts_down(shutdown) {
@@ -139,6 +138,9 @@ async fn read_head(wire: &mut Wire, lane: &mut Lane, door: &Door, peer: &Peer, s
                     Served::Begun(so_far) => handed = Some(so_far),
                 }
             }
+            // The limits that hold now, or held for the fast lane: it may have sent the request already.
+            let max_head = handed.as_ref().map_or_else(|| door.settings().max_head, |handed| handed.live.settings.max_head);
+            let limits = h1::Limits { max_head, max_headers: 128 };
             match h1::parse_request(&mut wire.received, &limits, &mut scan) {
                 Ok(h1::Parsed::Request(head)) => return HeadRead::Request(*head, handed),
                 Ok(h1::Parsed::Http2Preface) => return HeadRead::Http2,

@@ -1,7 +1,7 @@
 //! The configuration, and what is compiled of it.
 
 use super::{Claims, at_path, introspect::Service, keys::{Fixed, Issuer, IssuerKeys, Key, Keys}, logout};
-use crate::{header_name, jwt::{key_set, keys}, wrong};
+use crate::{header_name, jwt::{key_set, keys}, own_name, wrong};
 use http::HeaderName;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -502,7 +502,7 @@ pub(super) fn ready(config: Config, at: &Node) -> Result<Rules, Vec<Diagnostic>>
     }
     let mut identity_headers = Vec::new();
     for (name, claim) in config.identity_headers {
-        match header_name(at, "identity_headers", &name) {
+        match own_name(at, "identity_headers", &name) {
             Ok(name) => identity_headers.push((name, claim)),
             Err(error) => errors.push(error),
         }

@@ -187,18 +187,16 @@ impl Lane {
         cx.sent = true;
         let counted = InFlight::on(&endpoint);
         // What went wrong will go wrong again where the general lane looks.
-        let mut arrived = send(&mut up.stream, &mut up.deadline, [&self.tail, &[], &[]]).await.is_ok();
-        if arrived {
-            up.deadline.set(PATIENCE);
-            arrived = up.fill().await.is_ok();
-        }
+        let left = send(&mut up.stream, &mut up.deadline, [&self.tail, &[], &[]]).await.is_ok();
+        up.deadline.set(PATIENCE.min(way.service.read_timeout));
+        let arrived = left && up.fill().await.is_ok();
         let mut lines = Lines::new();
         let answer = h1::peek_answer(&up.received, |line| lines.push(line)).filter(|answer| {
             arrived && !way.service.care.retry.statuses.contains(&answer.status.as_u16())
         });
         let Some(answer) = answer.filter(|_| cx.cookies.is_empty() && cx.hidden.is_empty()) else {
             drop(lines);
-            let sent = Some(Sent { wire: up, key, counted, at });
+            let sent = Some(Sent { wire: up, key, counted, at, whole: left });
             return begun(cx, progress, None, seen, Some(Begun { endpoint, sent }));
         };
         let now = Instant::now();
