@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use serde_json::{Value, json};
+use tokio::{io::{AsyncReadExt, AsyncWriteExt}, net::TcpListener};
 use weir_tests::{Config, Door, Shop, Weir};
 
 async fn open(change: impl FnOnce(Config) -> Config) -> (Shop, Weir) {
@@ -190,4 +191,52 @@ async fn the_gateway_may_be_another_process() {
     assert_eq!(edge.edge().get("/categories").send().await.expect(200).verdict(), "MISS");
     drop(gateway);
     edge.edge().get("/api/products").send().await.expect(502);
+}
+
+/// Answers a `/refused` as soon as its head is there and reads nothing more of that connection; everything else gets a 200.
+async fn impatient() -> std::net::SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut buffer = [0; 1024];
+                let mut head = Vec::new();
+                while let Ok(count @ 1..) = stream.read(&mut buffer).await {
+                    head.extend_from_slice(&buffer[..count]);
+                    if head.windows(9).any(|bytes| bytes == b"/refused ") {
+                        let _ = stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno").await;
+                        return std::future::pending().await;
+                    }
+                    if head.ends_with(b"\r\n\r\n") {
+                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nyes").await;
+                        head.clear();
+                    }
+                }
+            });
+        }
+    });
+    address
+}
+
+/// Else the next request would be read as the rest of the body that the service never took.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_was_answered_before_the_whole_body_left_is_not_used_again() {
+    let service = impatient().await;
+    // With a plugin that reads it, the body is at hand as a whole; without, it passes as it comes.
+    let reads = json!([{ "name": "request-validation", "config": { "body_schema": { "type": "string" }, "max_body": "12MB" } }]);
+    let url = format!("http://{service}");
+    let config = |config: Config| {
+        let config = config.service("whole", &url, "/whole", reads).service("streamed", &url, "/streamed", json!([]));
+        config.set("/server/max_body", "12MB").set("/server/threads", 1)
+    };
+    let (_shop, weir) = open(config).await;
+    let body = format!("\"{}\"", "x".repeat(10 << 20));
+    for route in ["whole", "streamed"] {
+        let refused = weir.gateway().post(&format!("/{route}/refused"), "application/json", body.clone()).send().await;
+        assert_eq!((refused.status, refused.text().as_str()), (401, "no"), "{route}");
+        for _ in 0..3 {
+            assert_eq!(weir.gateway().get(&format!("/{route}/next")).send().await.expect(200).text(), "yes", "{route}");
+        }
+    }
 }
