@@ -352,45 +352,46 @@ async fn attempt_http1<D: Downstream>(
         RequestBody::Unknown => BodyLength::Chunked,
     };
     let mut encoder = BodyEncoder::new(length);
-    let mut head = Vec::new();
-    // The body seen so far leaves with the head; for a small body that is one packet and all of it.
-    let mut first = Vec::new();
-    let mut sent_all = upload.length == RequestBody::Empty || sent.is_some();
+    // What is to be written, and how much of it is. The body seen so far leaves with the head; for a small body that is one packet and all of it.
+    let (mut head, mut piece, mut done) = (Vec::new(), Vec::new(), 0);
+    let mut client_done = upload.length == RequestBody::Empty || sent.is_some();
+    let left_whole = sent.is_none_or(|(_, whole)| whole);
     if sent.is_none() {
         head.reserve(1024);
         h1::write_request_head(&mut head, request, length);
         if !upload.seen.is_empty() {
-            encoder.encode(&upload.seen, &mut first).map_err(|_| TryError::Client(ClientError::Malformed))?;
+            encoder.encode(&upload.seen, &mut piece).map_err(|_| TryError::Client(ClientError::Malformed))?;
         }
-        if upload.whole && !sent_all {
-            encoder.finish(&mut first).map_err(|_| TryError::Client(ClientError::Malformed))?;
-            sent_all = true;
+        if upload.whole && !client_done {
+            encoder.finish(&mut piece).map_err(|_| TryError::Client(ClientError::Malformed))?;
+            client_done = true;
         }
     }
-    limits.begin(&mut wire, Wait::Write);
-    let mut answered_early = match wire.write_unless_answered(&head, &first).await {
-        Ok(all) => !all,
-        Err(error) => {
-            let unanswered = wire.received.is_empty();
-            return Err(upstream(limits.error(&error, Wait::Write), unanswered));
-        }
-    };
-    let mut client_done = sent_all;
-    // What the upstream did not take of the request would be missing, and the next one be read in its place.
-    sent_all &= !answered_early && sent.is_none_or(|(_, whole)| whole);
     // Whether the deadline is that of the answer's head already: it counts from the end of sending, however often something arrives.
     let mut awaits_head = false;
     loop {
+        let all = head.len() + piece.len();
+        if done < all {
+            limits.begin(&mut wire, Wait::Write);
+            done = match wire.write_unless_answered([&head, &piece], done).await {
+                Ok(done) => done,
+                Err(error) => return Err(upstream(limits.error(&error, Wait::Write), wire.received.is_empty())),
+            };
+        }
         match parse(&mut wire, &request.method) {
             Ok(Some(head)) if head.parts.status.is_informational() && head.parts.status != StatusCode::SWITCHING_PROTOCOLS => {
                 interim(upload, head.parts).await?;
                 continue;
             }
-            Ok(Some(head)) => return Ok(answer(wire, head, sent_all, key, limits, counted)),
+            // What the upstream did not take of the request would be missing, and the next one be read in its place.
+            Ok(Some(head)) => return Ok(answer(wire, head, client_done && done == all && left_whole, key, limits, counted)),
             Ok(None) => {}
             Err(error) => return Err(upstream(error, false)),
         }
-        if client_done || answered_early {
+        if done < all {
+            continue;
+        }
+        if client_done {
             let head = Wait::Head(sent.map(|(at, _)| at));
             if !awaits_head {
                 limits.begin(&mut wire, head);
@@ -420,19 +421,18 @@ async fn attempt_http1<D: Downstream>(
             client_done = true;
             continue;
         };
-        awaits_head = false;
         limits.begin(&mut wire, Wait::Client);
-        let piece = tokio::select! {
+        let next = tokio::select! {
             biased;
             filled = wire.fill() => match filled {
                 Ok(count) if count > 0 => continue,
                 Ok(_) => return Err(upstream(limits.error(&io::ErrorKind::UnexpectedEof.into(), Wait::Client), wire.received.is_empty())),
                 Err(error) => return Err(upstream(limits.error(&error, Wait::Client), wire.received.is_empty())),
             },
-            piece = client.read() => piece.map_err(TryError::Client)?,
+            next = client.read() => next.map_err(TryError::Client)?,
         };
-        let mut out = Vec::new();
-        match &piece {
+        (head, piece, done) = (Vec::new(), Vec::new(), 0);
+        match &next {
             Some(data) => {
                 upload.taken += data.len() as u64;
                 if let Some(hash) = &mut upload.hash {
@@ -441,25 +441,16 @@ async fn attempt_http1<D: Downstream>(
                 if upload.limit.is_some_and(|limit| upload.seen.len() as u64 + upload.taken > limit) {
                     return Err(TryError::Client(ClientError::TooLarge));
                 }
-                encoder.encode(data, &mut out).map_err(|_| TryError::Client(ClientError::Malformed))?;
+                encoder.encode(data, &mut piece).map_err(|_| TryError::Client(ClientError::Malformed))?;
             }
             None => {
                 let trailers = client.request_trailers();
-                encoder.finish_with(trailers.as_ref(), &mut out).map_err(|_| TryError::Client(ClientError::Malformed))?;
-                (client_done, sent_all) = (true, true);
+                encoder.finish_with(trailers.as_ref(), &mut piece).map_err(|_| TryError::Client(ClientError::Malformed))?;
+                client_done = true;
                 if let Some(hash) = &mut upload.hash {
                     hash.complete = true;
                 }
             }
-        }
-        limits.begin(&mut wire, Wait::Write);
-        match wire.write_unless_answered(&out, &[]).await {
-            Ok(true) => {}
-            Ok(false) => {
-                answered_early = true;
-                sent_all = false;
-            }
-            Err(error) => return Err(upstream(limits.error(&error, Wait::Write), wire.received.is_empty())),
         }
     }
 }

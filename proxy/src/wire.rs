@@ -99,11 +99,10 @@ impl Wire {
         .await
     }
 
-    /// Writes all of both parts, but stops when the other side sends something: `Ok(false)`. A peer that answers before it has read
-    /// the whole request may never read the rest.
-    pub async fn write_unless_answered(&mut self, first: &[u8], second: &[u8]) -> io::Result<bool> {
+    /// Writes both parts, of which `done` bytes were written before, but stops when the other side sends something: a peer that answers before it
+    /// has read the whole request may never read the rest. How many bytes are written now, of all.
+    pub async fn write_unless_answered(&mut self, [first, second]: [&[u8]; 2], mut done: usize) -> io::Result<usize> {
         let total = first.len() + second.len();
-        let mut done = 0;
         while done < total {
             let count = poll_fn(|cx| {
                 if let Poll::Ready(count) = poll_write(&mut self.stream, cx, [first, second, &[]], done)? {
@@ -120,11 +119,11 @@ impl Wire {
             .await?;
             match count {
                 Some(count) => done += count,
-                None => return Ok(false),
+                None => return Ok(done),
             }
         }
         self.flush().await?;
-        Ok(true)
+        Ok(done)
     }
 
     /// Tells the other side that nothing more comes, then reads and drops what it still sends, for a short while: closing with

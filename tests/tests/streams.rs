@@ -193,7 +193,8 @@ async fn the_gateway_may_be_another_process() {
     edge.edge().get("/api/products").send().await.expect(502);
 }
 
-/// Answers a `/refused` as soon as its head is there and reads nothing more of that connection; everything else gets a 200.
+/// Answers a `/refused` as soon as its head is there and reads nothing more of that connection. Tells early of a `/hinted`, and reads the rest of it
+/// some time after that. Everything else gets a 200.
 async fn impatient() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -208,6 +209,16 @@ async fn impatient() -> std::net::SocketAddr {
                         let _ = stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\nno").await;
                         return std::future::pending().await;
                     }
+                    if head.windows(8).any(|bytes| bytes == b"/hinted ") {
+                        let _ = stream.write_all(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n").await;
+                        tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+                        let mut last = *head.last().expect("a byte");
+                        while last != b'"' {
+                            let count @ 1.. = stream.read(&mut buffer).await.unwrap_or(0) else { return };
+                            last = buffer[count - 1];
+                        }
+                        head = b"\r\n\r\n".to_vec();
+                    }
                     if head.ends_with(b"\r\n\r\n") {
                         let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nyes").await;
                         head.clear();
@@ -219,15 +230,30 @@ async fn impatient() -> std::net::SocketAddr {
     address
 }
 
+/// A plugin that reads bodies, so that they are at hand as a whole before they leave.
+fn reads_bodies() -> Value {
+    json!([{ "name": "request-validation", "config": { "body_schema": { "type": "string" }, "max_body": "12MB" } }])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hint_in_the_middle_of_a_body_does_not_end_it() {
+    let url = format!("http://{}", impatient().await);
+    let config = |config: Config| config.service("whole", &url, "/whole", reads_bodies()).service("streamed", &url, "/streamed", json!([]));
+    let (_shop, weir) = open(|all| config(all).set("/server/max_body", "12MB")).await;
+    let body = format!("\"{}\"", "x".repeat(10 << 20));
+    for route in ["whole", "streamed"] {
+        let answer = weir.gateway().post(&format!("/{route}/hinted"), "application/json", body.clone()).send().await;
+        assert_eq!(answer.expect(200).text(), "yes", "{route}");
+    }
+}
+
 /// Else the next request would be read as the rest of the body that the service never took.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_was_answered_before_the_whole_body_left_is_not_used_again() {
     let service = impatient().await;
-    // With a plugin that reads it, the body is at hand as a whole; without, it passes as it comes.
-    let reads = json!([{ "name": "request-validation", "config": { "body_schema": { "type": "string" }, "max_body": "12MB" } }]);
     let url = format!("http://{service}");
     let config = |config: Config| {
-        let config = config.service("whole", &url, "/whole", reads).service("streamed", &url, "/streamed", json!([]));
+        let config = config.service("whole", &url, "/whole", reads_bodies()).service("streamed", &url, "/streamed", json!([]));
         config.set("/server/max_body", "12MB").set("/server/threads", 1)
     };
     let (_shop, weir) = open(config).await;
