@@ -74,6 +74,15 @@ mod tests {
 
     const NAMES: [&str; 5] = ["x-a", "x-b", "x-user-id", "cookie", "x-shop-id"];
 
+    #[test]
+    fn what_frames_a_message_is_not_set() {
+        let mut fields = Fields::default();
+        for name in ["connection", "content-length", "transfer-encoding", "expect", "keep-alive", "proxy-connection", "te", "trailer", "upgrade"] {
+            fields.set(HeaderName::from_static(name), HeaderValue::from_static("7"));
+        }
+        assert!(fields.is_empty(), "{fields:?}");
+    }
+
     proptest! {
         /// Whatever is set and removed: on a message it is what the same steps would have made of the message.
         #[test]

@@ -48,6 +48,7 @@ fn scripts() -> BTreeMap<&'static str, Script> {
         ("broken", once("HTTP/1.1 500 Internal Server Error\r\ncontent-length: 2\r\n\r\nno")),
         ("in-pieces", vec![Some("HTTP/1.1 200 OK\r\ncontent-le"), Some("ngth: 4\r\n\r\n"), Some("ab"), Some("cd")]),
         ("late", vec![Some(""), Some(""), Some(""), Some(""), Some("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")]),
+        ("soon", vec![Some(""), Some(""), Some("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")]),
         ("surplus", once("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\nbad")),
         ("cut", vec![Some("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok"), None]),
         ("nothing", vec![None]),
@@ -169,6 +170,7 @@ fn config(service: &Service, fast: bool, headers: &str) -> Config {
             "consumers": [{ "username": "kim", "keyauth_credentials": [{ "key": "k-1" }], "basicauth_credentials": [{ "username": "kim", "password": "pw" }], "acls": [{ "group": "staff" }] }],
             "services": [
                 { "name": "service", "url": url, "retries": 1, "routes": routes },
+                { "name": "hasty", "url": url, "retries": 0, "read_timeout": 150, "routes": [route("hasty", json!({}))] },
                 { "name": "deep", "url": format!("{url}/base/"), "routes": [{ "name": "deep", "paths": ["/deep", "~/re/(?<word>\\w+)"] }] },
             ],
         },
@@ -213,7 +215,7 @@ async fn compare(headers: &str) {
     let mut requests: Vec<(String, String)> = scripts().keys().map(|word| (format!("GET /stripped/{word}"), String::new())).collect();
     for target in [
         "/stripped", "/stripped/", "/stripped/a/b?c=d&e", "/stripped/a%20b", "/stripped//a", "/stripped/./a", "/stripped/a/../b", "/kept", "/kept/a?x=%2F", "/host/a", "/v1/a", "/v1",
-        "/deep", "/deep/a?x", "/re/word", "/re/word/more", "/limited/own-fields", "/limited/plain", "/limited/broken", "/keyed/plain", "/keyed/plain?apikey=k-1", "/nowhere",
+        "/hasty/soon", "/deep", "/deep/a?x", "/re/word", "/re/word/more", "/limited/own-fields", "/limited/plain", "/limited/broken", "/keyed/plain", "/keyed/plain?apikey=k-1", "/nowhere",
     ] {
         requests.push((format!("GET {target}"), String::new()));
     }
@@ -382,5 +384,26 @@ async fn a_limit_counts_a_request_once_however_it_ends() {
             left.push(answer.must("x-ratelimit-remaining-year").parse::<u64>().expect("a number"));
         }
         assert_eq!(left, (0..8).map(|n| 99_999 - n).collect::<Vec<_>>());
+    }
+}
+
+/// What the fast lane has sent must be read by the limits by which it was taken, or a request that was carried out would be refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_that_a_reload_raised_hold_for_connections_that_are_open() {
+    let service = Service::start().await;
+    let limited = |limit: &str| config(&service, true, "weir").set("/server/max_head", json!(limit));
+    let weir = Weir::start(&limited("4KB")).await;
+    let mut connection = Connection::open(weir.gateway().0).await;
+    let request = |word: &str, more: &str| format!("POST /stripped/{word} HTTP/1.1\r\nHost: shop.test\r\n{more}Content-Length: 4\r\n\r\nbody");
+    for _ in 0..2 {
+        connection.send(request("plain", "")).await;
+        assert_eq!(connection.answer("POST").await.unwrap_or_else(|why| panic!("{why}")).text(), "hello");
+    }
+    weir.write(&limited("32KB"));
+    weir.admin().ask("POST", "/reload").body("").send().await.expect(200);
+    let long = format!("X-Long: {}\r\n", "x".repeat(9000));
+    for word in ["plain", "late"] {
+        connection.send(request(word, &long)).await;
+        assert_eq!(connection.answer("POST").await.unwrap_or_else(|why| panic!("{why}")).status, 200, "{word}");
     }
 }

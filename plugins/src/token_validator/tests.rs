@@ -481,6 +481,7 @@ fn mistakes() {
         ("{secret: a, sources: []}", ""),
         ("{secret: a, sources: [{header: 'a b'}]}", "not a header name"),
         ("{secret: a, identity_headers: {'a b': sub}}", "not a header name"),
+        ("{secret: a, identity_headers: {Transfer-Encoding: sub}}", "says where a message or a connection ends"),
         ("{secret: a, realm: 'a\"b'}", "realm"),
         ("{secret: a, introspect: {url: 'ftp://x'}}", ""),
     ] {

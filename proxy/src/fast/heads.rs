@@ -5,7 +5,7 @@ use crate::{access, h1::{self, Peeked}, times};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header, response};
 use weir_config::{HeaderNames, PathHandling};
-use weir_gateway::{Chain, RequestContext, sight::Sights, upstream::Endpoint};
+use weir_gateway::{Chain, RequestContext, sight::{Sights, frames}, upstream::Endpoint};
 
 /// Fields of requests that do not pass: those of one connection, those that the gateway writes itself, and those that only it may set.
 pub(super) fn stays_here(name: &[u8]) -> bool {
@@ -85,7 +85,7 @@ pub(super) fn write_request(out: &mut Vec<u8>, way: &Way<'_>, head: &Peeked<'_>,
     }
     // Where a plugin had a say in them they are among what it left.
     let apart = way.route.chains.base.ignores_upstream();
-    for (name, value) in seen.into_iter().flatten().filter(|(name, _)| !is_length(name.as_str().as_bytes()) && (!apart || told.get(name).is_none())) {
+    for (name, value) in seen.into_iter().flatten().filter(|(name, _)| !frames(name) && (!apart || told.get(name).is_none())) {
         h1::line(out, name, value);
     }
     for (name, value) in told.iter().filter(|_| apart) {
@@ -146,7 +146,7 @@ pub(super) fn write_answer(out: &mut Vec<u8>, chain: &Chain, sights: &Sights, st
         h1::line(out, name, value);
     };
     match &seen {
-        Some(parts) => parts.headers.iter().for_each(|(name, value)| set(name, value)),
+        Some(parts) => parts.headers.iter().filter(|(name, _)| !frames(name)).for_each(|(name, value)| set(name, value)),
         None => cx.answer_fields.iter().for_each(|(name, value)| set(name, value)),
     }
     let id = cx.id.as_str().as_bytes();
